@@ -1,0 +1,236 @@
+"""Configuration of the Delta-Matryoshka encoder.
+
+The shape is ModernBERT's (pre-norm, rotary positions, gated MLP, alternating local and global
+attention, tied head), with two freedoms a slice needs: ``head_dim`` is stated, so heads x head_dim
+may differ from the hidden size, and ``intermediate_size`` may be a list with one entry a layer.
+"""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from .budget import BudgetError
+from .delta_budget import DeltaBudget
+
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
+
+class DeltaEncoderConfig(PretrainedConfig):
+    """Sizes, budgets and initialisation of a `DeltaEncoderModel`.
+
+    Args:
+        vocab_size: rows of the token embedding.
+        hidden_size: hidden channels.
+        num_hidden_layers: layers.
+        num_attention_heads: heads per layer; need not divide the hidden size.
+        head_dim: channels per head (even, for rotary positions); None means
+            ``hidden_size // num_attention_heads``.
+        intermediate_size: MLP channels, one number for all layers or one per layer.
+        max_position_embeddings: longest sequence the model is meant for.
+        hidden_activation: activation of the gated MLP.
+        layer_types: ``"full_attention"`` or ``"sliding_attention"`` per layer; None makes every
+            ``global_attn_every_n_layers``-th layer global, beginning with the first.
+        global_attn_every_n_layers: distance between global layers.
+        local_attention: window of local layers in tokens, both sides together.
+        global_rope_theta: rotary base of global layers.
+        local_rope_theta: rotary base of local layers.
+        budgets: the nested budgets the model is trained for, as text; None means three widths x
+            three head counts x three depths (about 0.5, 0.75 and 1 of each).
+        sparse_prediction: with labels, run the masked-LM head on labelled positions only, as
+            ModernBERT does; logits then have shape (labelled tokens, vocabulary).
+        classifier_pooling: ``"mean"`` or ``"cls"``.
+
+    Raises:
+        ValueError: from `validate`, with the value, the allowed range and the fix.
+    """
+
+    model_type = "delta_encoder"
+    budget_class = DeltaBudget
+
+    def __init__(
+        self,
+        vocab_size: int = 50368,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 22,
+        num_attention_heads: int = 12,
+        head_dim: int | None = None,
+        intermediate_size: int | list[int] = 1152,
+        max_position_embeddings: int = 8192,
+        hidden_activation: str = "gelu",
+        layer_types: list[str] | None = None,
+        global_attn_every_n_layers: int = 3,
+        local_attention: int = 128,
+        global_rope_theta: float = 160000.0,
+        local_rope_theta: float = 10000.0,
+        norm_eps: float = 1e-5,
+        norm_bias: bool = False,
+        attention_bias: bool = False,
+        mlp_bias: bool = False,
+        decoder_bias: bool = True,
+        classifier_bias: bool = False,
+        classifier_activation: str = "gelu",
+        classifier_pooling: str = "mean",
+        classifier_dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        mlp_dropout: float = 0.0,
+        initializer_range: float = 0.02,
+        initializer_cutoff_factor: float = 2.0,
+        sparse_prediction: bool = True,
+        budgets: list[str] | None = None,
+        pad_token_id: int | None = 50283,
+        cls_token_id: int | None = 50281,
+        sep_token_id: int | None = 50282,
+        tie_word_embeddings: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.head_dim = head_dim
+        self.intermediate_size = intermediate_size
+        self.max_position_embeddings = max_position_embeddings
+        self.hidden_activation = hidden_activation
+        self.global_attn_every_n_layers = global_attn_every_n_layers
+        self.layer_types = layer_types
+        self.local_attention = local_attention
+        self.global_rope_theta = global_rope_theta
+        self.local_rope_theta = local_rope_theta
+        self.norm_eps = norm_eps
+        self.norm_bias = norm_bias
+        self.attention_bias = attention_bias
+        self.mlp_bias = mlp_bias
+        self.decoder_bias = decoder_bias
+        self.classifier_bias = classifier_bias
+        self.classifier_activation = classifier_activation
+        self.classifier_pooling = classifier_pooling
+        self.classifier_dropout = classifier_dropout
+        self.embedding_dropout = embedding_dropout
+        self.attention_dropout = attention_dropout
+        self.mlp_dropout = mlp_dropout
+        self.initializer_range = initializer_range
+        self.initializer_cutoff_factor = initializer_cutoff_factor
+        self.sparse_prediction = sparse_prediction
+        self.cls_token_id = cls_token_id
+        self.sep_token_id = sep_token_id
+        self.pad_token_id = pad_token_id
+        self.budgets = budgets
+        self.validate()
+        super().__init__(
+            pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs
+        )
+
+    def intermediate_sizes(self) -> list[int]:
+        """Return the MLP channels of each layer."""
+        if isinstance(self.intermediate_size, int):
+            return [self.intermediate_size] * self.num_hidden_layers
+        return list(self.intermediate_size[: self.num_hidden_layers])
+
+    def budget_list(self) -> list[DeltaBudget]:
+        """Return the trained budgets that fit this (perhaps overridden) shape.
+
+        A model loaded with ``num_hidden_layers=6`` no longer has its deeper budgets; if none is
+        left, the full shape is the only budget.
+        """
+        full = DeltaBudget.full(self)
+        parsed = [DeltaBudget.parse(text) for text in self.budgets]
+        return [b for b in parsed if b.nearest(self) == b] or [full]
+
+    def validate(self) -> None:
+        """Check every value and fill in what is derived (``head_dim``, ``layer_types``, ``budgets``).
+
+        Models call this again, because overrides are set after construction. Per-layer lists
+        longer than ``num_hidden_layers`` are cut to their first entries, so that
+        ``from_pretrained(folder, num_hidden_layers=6)`` is a prefix of the model.
+
+        Raises:
+            ValueError: for the first value out of range.
+        """
+        counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        for name in (*counts, "max_position_embeddings", "local_attention"):
+            _require_count(name, getattr(self, name))
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(
+                f"head_dim {self.head_dim} must be an even number >= 2 (rotary positions pair "
+                f"channels); set it, or choose num_attention_heads so that hidden_size "
+                f"{self.hidden_size} // {self.num_attention_heads} is even"
+            )
+        for name in ("attention", "embedding", "mlp", "classifier"):
+            rate = getattr(self, f"{name}_dropout")
+            if not 0.0 <= rate < 1.0:
+                raise ValueError(f"{name}_dropout {rate} must be in [0, 1)")
+        if self.classifier_pooling not in ("mean", "cls"):
+            raise ValueError(f"classifier_pooling {self.classifier_pooling!r} must be mean or cls")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id {self.pad_token_id} must be in 0..{self.vocab_size - 1}; "
+                "take both from the tokenizer (pad_token_id and len(tokenizer))"
+            )
+        self._validate_layers()
+        self._validate_budgets()
+
+    def _validate_layers(self) -> None:
+        layers = self.num_hidden_layers
+        if self.layer_types is None:
+            every = self.global_attn_every_n_layers
+            _require_count("global_attn_every_n_layers", every)
+            self.layer_types = [LOCAL if i % every else GLOBAL for i in range(layers)]
+        unknown = set(self.layer_types) - {GLOBAL, LOCAL}
+        if unknown:
+            raise ValueError(f"layer_types {sorted(unknown)} must be {GLOBAL} or {LOCAL}")
+        sizes = self.intermediate_size
+        for size in [sizes] if isinstance(sizes, int) else sizes:
+            _require_count("intermediate_size", size)
+        for name in ("layer_types", "intermediate_size"):
+            values = getattr(self, name)
+            if isinstance(values, int):
+                continue
+            if len(values) < layers:
+                raise ValueError(
+                    f"{name} has {len(values)} entries for {layers} layers; give one per layer"
+                )
+            setattr(self, name, list(values[:layers]))
+
+    def _validate_budgets(self) -> None:
+        if self.budgets is None:
+            lattice = default_lattice(self.num_attention_heads, self.num_hidden_layers)
+            self.budgets = [str(budget) for budget in lattice]
+        self.budgets = [str(DeltaBudget.parse(text)) for text in self.budgets]
+
+
+def _require_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} {value!r} must be a whole number >= 1")
+
+
+def build_lattice(
+    widths: list[float], heads: list[int], depths: list[int], extra: list[str] | None = None
+) -> list[DeltaBudget]:
+    """Return the product of the axes, smallest first, followed by ``extra`` budgets.
+
+    Raises:
+        BudgetError: if an axis is empty.
+    """
+    for name, axis in (("width", widths), ("head", heads), ("depth", depths)):
+        if not axis:
+            raise BudgetError(f"{name}_budgets is empty; list at least one value")
+    lattice = [
+        DeltaBudget(w, h, d)
+        for w in sorted(set(widths))
+        for h in sorted(set(heads))
+        for d in sorted(set(depths))
+    ]
+    return lattice + [b for text in extra or [] if (b := DeltaBudget.parse(text)) not in lattice]
+
+
+def default_steps(full: int) -> list[int]:
+    """Return about half, three quarters and all of a number of heads or layers."""
+    return sorted({max(1, full // 2), max(1, (3 * full + 2) // 4), full})
+
+
+def default_lattice(heads: int, layers: int) -> list[DeltaBudget]:
+    """Return the 3 x 3 x 3 lattice at about half, three quarters and all of each axis."""
+    return build_lattice([0.5, 0.75, 1.0], default_steps(heads), default_steps(layers))

@@ -1,0 +1,236 @@
+"""The budget of a Delta-Matryoshka encoder: MLP width, heads, depth and hidden width.
+
+Prefix nesting: a smaller budget uses the *first* channels, heads and layers of a larger one. The
+cost formulas count what is really computed; tests hold them against
+``torch.utils.flop_counter`` and against files on disk.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+from .budget import (
+    BudgetError,
+    format_ratio,
+    parse_count,
+    parse_ratio,
+    ratio_digits,
+    require_text,
+)
+
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
+HEADS = ("none", "masked_lm", "classification")
+
+
+class SliceShape(NamedTuple):
+    """The sizes a budget resolves to in one configuration."""
+
+    hidden: int
+    heads: int
+    layers: int
+    intermediate: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DeltaBudget:
+    """How much of a `DeltaEncoderModel` runs.
+
+    Text form ``w:h:d`` or ``w:h:d:n``; a per-layer width list (Mix'n'Match) separates its ratios
+    by commas, one for each kept layer: ``0.5,0.5,1.0:4:3``.
+
+    Attributes:
+        width: share of the MLP channels of each layer, in (0, 1]; or one share per kept layer.
+        heads: number of attention heads.
+        depth: number of layers, counted from the first.
+        hidden: number of hidden channels; None keeps all of them.
+    """
+
+    width: float | tuple[float, ...]
+    heads: int
+    depth: int
+    hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        """Reject values no model could have, so that a bad budget fails where it is written."""
+        widths = self.width if isinstance(self.width, tuple) else (self.width,)
+        if not widths or not all(0.0 < w <= 1.0 for w in widths):
+            raise BudgetError(f"width {self.width!r} must be in (0, 1]")
+        for axis in ("heads", "depth", "hidden"):
+            value = self.__dict__[axis]
+            if value is None and axis == "hidden":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BudgetError(f"{axis} {value!r} must be a whole number >= 1")
+        if isinstance(self.width, tuple) and len(self.width) != self.depth:
+            raise BudgetError(
+                f"{len(self.width)} widths for {self.depth} layers; "
+                "give one width for each kept layer, or a single width for all"
+            )
+
+    @classmethod
+    def parse(cls, text: object) -> Self:
+        """Read ``w:h:d`` or ``w:h:d:n``.
+
+        Raises:
+            BudgetError: naming the part that cannot be read.
+        """
+        budget = require_text(text, "0.5:6:6")
+        parts = budget.split(":")
+        if len(parts) not in (3, 4):
+            raise BudgetError(
+                f"budget {budget!r} has {len(parts)} parts; "
+                "write width:heads:depth or width:heads:depth:hidden, such as 0.5:6:6"
+            )
+        ratios = tuple(parse_ratio(part, "width", budget) for part in parts[0].split(","))
+        return cls(
+            width=ratios if len(ratios) > 1 else ratios[0],
+            heads=parse_count(parts[1], "heads", budget),
+            depth=parse_count(parts[2], "depth", budget),
+            hidden=parse_count(parts[3], "hidden", budget) if len(parts) == 4 else None,
+        )
+
+    @classmethod
+    def full(cls, config: Any) -> Self:
+        """Return the budget that keeps everything of ``config``."""
+        return cls(1.0, config.num_attention_heads, config.num_hidden_layers)
+
+    def __str__(self) -> str:
+        """Return the text form that `parse` reads."""
+        widths = self.width if isinstance(self.width, tuple) else (self.width,)
+        text = f"{','.join(map(format_ratio, widths))}:{self.heads}:{self.depth}"
+        return text if self.hidden is None else f"{text}:{self.hidden}"
+
+    @property
+    def folder_name(self) -> str:
+        """Return for example ``w050-h06-d06``, ``w050x2_100x1-h04-d03`` or ``…-n256``."""
+        if isinstance(self.width, tuple):
+            runs: list[list[Any]] = []
+            for ratio in self.width:
+                if runs and runs[-1][0] == ratio:
+                    runs[-1][1] += 1
+                else:
+                    runs.append([ratio, 1])
+            width = "_".join(f"{ratio_digits(ratio)}x{count}" for ratio, count in runs)
+        else:
+            width = ratio_digits(self.width)
+        name = f"w{width}-h{self.heads:02d}-d{self.depth:02d}"
+        return name if self.hidden is None else f"{name}-n{self.hidden:03d}"
+
+    def layer_widths(self) -> tuple[float, ...]:
+        """Return one width for each kept layer."""
+        return self.width if isinstance(self.width, tuple) else (self.width,) * self.depth
+
+    def __le__(self, other: "DeltaBudget") -> bool:
+        """Whether every axis of this budget fits inside ``other`` (partial order)."""
+        if not isinstance(other, DeltaBudget):
+            return NotImplemented
+        hidden_fits = other.hidden is None or (
+            self.hidden is not None and self.hidden <= other.hidden
+        )
+        sizes_fit = self.heads <= other.heads and self.depth <= other.depth
+        pairs = zip(self.layer_widths(), other.layer_widths(), strict=False)
+        return hidden_fits and sizes_fit and all(mine <= theirs for mine, theirs in pairs)
+
+    def __lt__(self, other: "DeltaBudget") -> bool:
+        """Whether this budget is contained in ``other`` and differs from it."""
+        return self != other and self <= other
+
+    def check(self, config: Any) -> None:
+        """Raise if a model of ``config`` cannot be cut to this budget.
+
+        Raises:
+            BudgetError: with the value, the allowed range and the nearest possible budget.
+        """
+        limits = {
+            "heads": (self.heads, config.num_attention_heads),
+            "depth": (self.depth, config.num_hidden_layers),
+            "hidden": (self.hidden or 1, config.hidden_size),
+        }
+        wrong = [
+            f"{axis} {value} is not in 1..{limit}"
+            for axis, (value, limit) in limits.items()
+            if value > limit
+        ]
+        if wrong:
+            raise BudgetError(
+                f"budget {self} does not fit this model: {'; '.join(wrong)}; "
+                f"the nearest possible budget is {self.nearest(config)}"
+            )
+
+    def nearest(self, config: Any) -> "DeltaBudget":
+        """Return this budget with every axis clamped to what ``config`` has."""
+        depth = min(self.depth, config.num_hidden_layers)
+        return DeltaBudget(
+            self.width[:depth] if isinstance(self.width, tuple) else self.width,
+            min(self.heads, config.num_attention_heads),
+            depth,
+            None if self.hidden is None else min(self.hidden, config.hidden_size),
+        )
+
+    def shape(self, config: Any) -> SliceShape:
+        """Resolve the ratios to sizes: ``floor(width * intermediate_size)`` channels, at least 1."""
+        sizes = config.intermediate_sizes()[: self.depth]
+        widths = self.layer_widths()
+        channels = (max(1, int(w * size + 1e-4)) for w, size in zip(widths, sizes, strict=True))
+        hidden = self.hidden or config.hidden_size
+        return SliceShape(hidden, self.heads, self.depth, tuple(channels))
+
+    def parameters(self, config: Any, head: str = "masked_lm") -> int:
+        """Count the parameters of the slice; tied tensors count once.
+
+        Args:
+            config: a `DeltaEncoderConfig`.
+            head: ``"none"`` (base model), ``"masked_lm"`` or ``"classification"``.
+        """
+        n, heads, depth, intermediate = self.shape(config)
+        attention = heads * config.head_dim
+        norm = n * (1 + config.norm_bias)
+        total = config.vocab_size * n + norm
+        for layer, k in enumerate(intermediate):
+            total += 4 * attention * n + (3 * attention + n) * config.attention_bias
+            total += 3 * k * n + (2 * k + n) * config.mlp_bias
+            total += norm * (1 if layer == 0 else 2)
+        total += norm
+        if head != "none":
+            total += n * n + n * config.classifier_bias + norm
+        if head == "masked_lm":
+            total += config.vocab_size * config.decoder_bias
+        if head == "classification":
+            total += (n + 1) * config.num_labels
+        return total
+
+    def flops(
+        self,
+        config: Any,
+        sequence_length: int,
+        batch_size: int = 1,
+        predicted_tokens: int = 0,
+    ) -> int:
+        """Count the matrix-product operations of one forward pass (2 per multiply-add).
+
+        With T tokens, n hidden channels, h heads of p channels and k_l MLP channels::
+
+            2 B [ sum_l 4 T n h p + 2 T^2 h p + 3 T n k_l ] + 2 M (n^2 + n V)
+
+        Local layers are counted as full T^2: with a dense mask that is what runs.
+
+        Args:
+            config: a `DeltaEncoderConfig`.
+            sequence_length: T.
+            batch_size: B.
+            predicted_tokens: M, positions on which the masked-LM head runs (0: trunk only).
+        """
+        n, heads, depth, intermediate = self.shape(config)
+        attention = heads * config.head_dim
+        layer = 4 * sequence_length * n * attention + 2 * sequence_length**2 * attention
+        trunk = depth * layer + sum(3 * sequence_length * n * k for k in intermediate)
+        return 2 * (batch_size * trunk + predicted_tokens * n * (n + config.vocab_size))
+
+    def weight_bytes(self, config: Any, dtype: str = "float32", head: str = "masked_lm") -> int:
+        """Return the bytes of all tensors of the slice in a safetensors file (header excluded).
+
+        Raises:
+            BudgetError: for a dtype without a known size.
+        """
+        if dtype not in BYTES_PER_VALUE:
+            raise BudgetError(f"dtype {dtype!r} must be one of {', '.join(BYTES_PER_VALUE)}")
+        return self.parameters(config, head) * BYTES_PER_VALUE[dtype]

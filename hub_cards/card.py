@@ -1,0 +1,156 @@
+"""Model cards, generated from measured JSON. No number in a card is typed by hand."""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..modeling.families import Family
+from .ladder_file import measured_row
+from .loading_snippets import loading_snippets
+
+TEMPLATES = Path(__file__).parent / "templates"
+_PIPELINES = {
+    "AutoModel": "feature-extraction",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+}
+_METRICS = {
+    "cross_entropy": "Cross-entropy (nats per masked token)",
+    "perplexity": "Perplexity of masked tokens",
+    "accuracy": "Accuracy on masked tokens",
+    "ece": "Expected calibration error",
+}
+_ORIGINS = {
+    "source": "cut from",
+    "base_model": "initialised from",
+    "recipe": "recipe",
+    "command": "command",
+    "trained_commit": "trained at commit",
+}
+
+
+def write_card(
+    folder: Path,
+    family: Family,
+    description: dict[str, Any],
+    evaluation: dict[str, Any] | None,
+    max_tokens: int,
+) -> None:
+    """Write ``README.md``.
+
+    Args:
+        folder: an existing folder; its template is ``templates/<model_type>.md``.
+        family: the row of the family.
+        description: content of ``nestling.json``.
+        evaluation: what ``nestling evaluate`` wrote; None makes the card say "not measured".
+        max_tokens: longest sequence of the model.
+    """
+    card = ModelCard.from_template(
+        card_data(family, description, evaluation),
+        template_path=str(TEMPLATES / f"{family.model_type}.md"),
+        **{"base_model": None, **description},
+        title=family.title,
+        megabytes=f"{description['bytes'] / 1e6:.2f}",
+        snippets=loading_snippets(description, description["folder"]),
+        rows=ladder_rows(description, evaluation),
+        conditions=_conditions(evaluation),
+        provenance=[
+            (label, description[key]) for key, label in _ORIGINS.items() if description.get(key)
+        ],
+        max_tokens=max_tokens,
+    )
+    (folder / "README.md").write_text(str(card).rstrip() + "\n", encoding="utf-8")
+
+
+def card_data(
+    family: Family, description: dict[str, Any], evaluation: dict[str, Any] | None
+) -> ModelCardData:
+    """Return the metadata block: tags, pipeline, base model and the results of this budget."""
+    tags = ["nestling", "matryoshka", "elastic-inference", family.model_type.replace("_", "-")]
+    if description["format"] != "native":
+        tags.append("custom_code")
+    if family.is_encoder and description["has_tokenizer"]:
+        tags += ["sentence-transformers", "feature-extraction"]
+    row = measured_row(evaluation, description["budget"])
+    results = [] if row is None or evaluation is None else _results(row, evaluation["data"])
+    return ModelCardData(
+        model_name=f"{family.title} {description['budget']}",
+        library_name="transformers",
+        pipeline_tag=_PIPELINES.get(description["auto_class"]),
+        base_model=description.get("base_model"),
+        tags=tags,
+        eval_results=results or None,
+    )
+
+
+def ladder_rows(
+    description: dict[str, Any], evaluation: dict[str, Any] | None
+) -> list[dict[str, str]]:
+    """Return the table of all measured budgets, largest first, this slice marked by an arrow."""
+    rows = sorted((evaluation or {}).get("budgets", []), key=lambda row: -row["flops"])
+    is_slice = description["kind"] == "slice"
+    return [
+        {
+            "mark": "→" if is_slice and row["budget"] == description["budget"] else "",
+            "budget": row["budget"],
+            "parameters": f"{row['parameters']:,}",
+            "gflops": f"{row['flops'] / 1e9:.3g}",
+            "cross_entropy": _with_interval(row),
+            "perplexity": _number(row.get("perplexity"), 2),
+            "accuracy": _number(row.get("accuracy"), 4),
+            "ece": _number(row.get("ece"), 4),
+            "latency": _number((row.get("latency_ms") or {}).get("median"), 2),
+        }
+        for row in rows
+    ]
+
+
+def _results(row: dict[str, Any], data: dict[str, Any]) -> list[EvalResult]:
+    name = _portable(data.get("name") or data.get("path") or "evaluation text")
+    return [
+        EvalResult(
+            task_type="fill-mask",
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split=data.get("split"),
+            metric_type=metric,
+            metric_name=title,
+            metric_value=row[metric],
+        )
+        for metric, title in _METRICS.items()
+        if row.get(metric) is not None
+    ]
+
+
+def _conditions(evaluation: dict[str, Any] | None) -> str:
+    if evaluation is None:
+        return ""
+    data = ", ".join(_scalars(evaluation.get("data", {})))
+    machine = ", ".join(_scalars(evaluation.get("environment", {})))
+    length = evaluation.get("sequence_length")
+    return f"Data: {data or 'not stated'}; {length} tokens. Machine: {machine or 'not stated'}."
+
+
+def _scalars(values: dict[str, Any]) -> Iterable[str]:
+    for key, value in values.items():
+        if isinstance(value, (str, int, float)) and value != "":
+            yield f"{key.replace('_', ' ')} {_portable(value)}"
+
+
+def _portable(value: Any) -> str:
+    """Name a file without the folders of the machine it was on."""
+    text = str(value)
+    return PurePath(text).name if text.startswith(("/", "~", ".")) else text
+
+
+def _with_interval(row: dict[str, Any]) -> str:
+    interval = row.get("cross_entropy_ci")
+    value = _number(row.get("cross_entropy"), 3)
+    return value if not interval else f"{value} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

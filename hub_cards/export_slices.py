@@ -1,0 +1,152 @@
+"""Cuts an elastic model into folders that need nothing of ours to be used.
+
+A folder holds weights, tokenizer, sentence-transformers files, a card and, where no stock class
+computes the slice, the code. Everything is written and verified in a hidden folder beside the
+output and renamed at the end: an export is there in full, or not at all.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import __version__
+from ..configuration.budget import select_budgets
+from .complete_folder import (
+    LADDER,
+    MARKER,
+    ExportError,
+    move_into_place,
+    require_replaceable,
+    staging_folder,
+    write_json,
+)
+from .elastic_folder import ElasticModel, describe_model, load_elastic
+from .ladder_file import kept_entries, ladder, ladder_entry, read_evaluation
+from .model_files import has_native_class
+from .slice_folder import write_elastic_folder, write_slice_folder
+from .verify_export import verify_folder
+
+FORMATS = ("auto", "native", "remote", "state-dict")
+
+
+def export(
+    model_dir: str | Path,
+    budgets: Sequence[Any],
+    output: str | Path,
+    format: str = "auto",
+    evaluation: str | Path | None = None,
+    single: bool = False,
+    verify: bool = True,
+) -> list[Path]:
+    """Export slices of the elastic model in ``model_dir``.
+
+    Args:
+        model_dir: folder that training (or `export_elastic`) wrote.
+        budgets: texts such as ``"0.5:6:6"``, names such as ``"smallest"``, or budget objects.
+        output: folder that receives one folder per budget and ``budgets.json``; with ``single``,
+            the folder of the one slice itself. Slices exported there earlier are kept.
+        format: ``"auto"`` (a stock class where one computes the slice, else our code),
+            ``"native"``, ``"remote"``, or ``"state-dict"`` (weights and configuration only).
+        evaluation: JSON written by ``nestling evaluate``, for cards and ``budgets.json``.
+        single: write one budget straight into ``output``.
+        verify: load every folder in a process without this package before it is put in place.
+
+    Returns:
+        The slice folders, in the order of ``budgets``.
+
+    Raises:
+        ExportError: for a bad request or a full disk; ``output`` is then unchanged.
+        BudgetError: for a budget the model cannot be cut to.
+        VerifyError: if an exported folder does not reproduce the model; nothing is put in place.
+    """
+    model_dir, output = Path(model_dir), Path(output)
+    _check_request(model_dir, output, budgets, format, single)
+    elastic = load_elastic(model_dir)
+    chosen = select_budgets(budgets, elastic.model.config)
+    _check_formats(elastic, chosen, format)
+    measured = read_evaluation(evaluation, elastic.family.model_type)
+    with staging_folder(output) as staged:
+        descriptions = []
+        for budget in chosen:
+            folder = staged / budget.folder_name
+            folder.mkdir()
+            descriptions.append(write_slice_folder(folder, elastic, budget, format, measured))
+        entries = [ladder_entry(each, measured) for each in descriptions]
+        model_type = elastic.family.model_type
+        write_json(staged / LADDER, ladder(entries, model_type, measured, __version__))
+        if verify and format != "state-dict":
+            verify_folder(staged)
+        if single:
+            move_into_place(staged / chosen[0].folder_name, output)
+            return [output]
+        output.mkdir(parents=True, exist_ok=True)
+        entries += kept_entries(output, {each["folder"] for each in entries})
+        for budget in chosen:
+            move_into_place(staged / budget.folder_name, output / budget.folder_name)
+        write_json(output / LADDER, ladder(entries, model_type, measured, __version__))
+    return [output / budget.folder_name for budget in chosen]
+
+
+def export_elastic(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    evaluation: str | Path | None = None,
+    **origin: Any,
+) -> Path:
+    """Write the whole nested model as a folder with remote code; this is what training leaves.
+
+    Args:
+        model: a model of one of our families.
+        tokenizer: its tokenizer, or None.
+        folder: replaced if it is an export, refused if it holds anything else.
+        evaluation: JSON written by ``nestling evaluate``, for the card.
+        **origin: ``base_model``, ``recipe``, ``command`` and ``trained_commit``, for the card.
+
+    Raises:
+        ExportError: for a model of no family or a full disk; ``folder`` is then unchanged.
+    """
+    folder = Path(folder)
+    require_replaceable(folder)
+    elastic = describe_model(model, tokenizer, folder.resolve().name, origin)
+    elastic = replace(elastic, model=copy.deepcopy(model).to("cpu", torch.float32).eval())
+    elastic.model.set_budget(None)
+    measured = read_evaluation(evaluation, elastic.family.model_type)
+    with staging_folder(folder) as staged:
+        write_elastic_folder(staged, elastic, measured)
+        move_into_place(staged, folder)
+    return folder
+
+
+def _check_request(
+    model_dir: Path, output: Path, budgets: Sequence[Any], format: str, single: bool
+) -> None:
+    if format not in FORMATS:
+        raise ExportError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    if not budgets or (single and len(budgets) != 1):
+        raise ExportError(f"{len(budgets)} budgets given; give {'one' if single else 'at least one'}")
+    if output.resolve() == model_dir.resolve():
+        raise ExportError(f"output {output} is the model itself; choose another folder")
+    require_replaceable(output)
+    if not single and (output / MARKER).is_file():
+        raise ExportError(f"{output} holds a single model; choose a folder for several slices")
+    if single and (output / LADDER).is_file():
+        raise ExportError(f"{output} holds several slices; choose another folder for one slice")
+
+
+def _check_formats(elastic: ElasticModel, budgets: list[Any], format: str) -> None:
+    if format != "native":
+        return
+    config, family = elastic.model.config, elastic.family
+    unfit = [str(b) for b in budgets if not has_native_class(config, b, family)]
+    if unfit:
+        possible = [str(b) for b in config.budget_list() if has_native_class(config, b, family)]
+        raise ExportError(
+            f"budget {', '.join(unfit)} has no stock class; "
+            f"use format=auto, or a native budget: {', '.join(possible) or 'none of this model'}"
+        )

@@ -1,0 +1,85 @@
+"""Weights and ``config.json`` of an exported folder, of our class or of a stock one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .. import __version__
+from ..modeling.families import Family
+from ..modeling.modeling_delta_encoder import slice_settings
+from ..modeling.modernbert_weights import (
+    is_modernbert_shape,
+    to_modernbert_config,
+    to_modernbert_state,
+)
+from .complete_folder import PRODUCER, write_json
+
+WEIGHTS = "model.safetensors"
+# What belongs to the machine or the process that saved, not to the model.
+_NOT_SAVED = ("_name_or_path", "auto_map", "_commit_hash", "_attn_implementation")
+
+
+def has_native_class(config: Any, budget: Any, family: Family) -> bool:
+    """Whether a stock class computes the slice at ``budget``, so that no remote code is needed."""
+    if family.model_type != "delta_encoder":
+        return False
+    settings = slice_settings(budget.shape(config), budget)
+    return is_modernbert_shape(type(config)(**{**config.to_dict(), **settings}))
+
+
+def unique_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the parameters and buffers of ``model``, tied tensors once, under their first name."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def plain_config(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the content of ``config.json`` for our own class, without paths or code."""
+    values = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_SAVED}
+    values["architectures"] = [type(model).__name__]
+    values["dtype"] = dtype_name(dtype)
+    values["nestling_version"] = __version__
+    return values
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return ``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def write_own_class(
+    folder: Path, model: PreTrainedModel, dtype: torch.dtype, auto_map: dict[str, str] | None
+) -> None:
+    """Write weights and configuration of our class; ``auto_map`` only where its code is."""
+    config = plain_config(model, dtype)
+    if auto_map is not None:
+        config["auto_map"] = auto_map
+    write_json(folder / "config.json", config)
+    _write_weights(folder, unique_tensors(model), dtype)
+
+
+def write_native_class(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Write a slice as the stock ModernBERT class it equals.
+
+    Raises:
+        ValueError: if the shape is not ModernBERT's.
+    """
+    config = to_modernbert_config(model.config)
+    config["architectures"] = [type(model).__name__.replace("DeltaEncoder", "ModernBert")]
+    config["dtype"] = dtype_name(dtype)
+    write_json(folder / "config.json", config)
+    _write_weights(folder, to_modernbert_state(unique_tensors(model), model.config), dtype)
+
+
+def _write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    stored = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / WEIGHTS, metadata={"format": "pt", "producer": PRODUCER})

@@ -1,0 +1,86 @@
+"""THE table of families. Registration, ``auto_map``, contract tests and the CLI all read it.
+
+Classes are named by dotted strings, so that reading the table imports neither torch nor
+transformers. This module is never exported. To add a family, add a row.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+PACKAGE = __package__.rsplit(".", 1)[0]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table.
+
+    Attributes:
+        model_type: ``config.model_type``.
+        title: name used in cards and tables.
+        axes: what a user can cut, for the list of families.
+        config: ``module:Class`` of the configuration, relative to the package.
+        budget: ``module:Class`` of the budget.
+        auto_classes: Auto class name -> ``module:Class`` of the model.
+        tiny: configuration values of a model small enough for tests.
+        is_encoder: whether exports are sentence-transformers folders too.
+    """
+
+    model_type: str
+    title: str
+    axes: str
+    config: str
+    budget: str
+    auto_classes: dict[str, str]
+    tiny: dict[str, Any]
+    is_encoder: bool
+
+
+_HEADS = "modeling.delta_encoder_heads"
+
+FAMILIES: dict[str, Family] = {
+    "delta_encoder": Family(
+        model_type="delta_encoder",
+        title="Delta-Matryoshka encoder",
+        axes="MLP width, heads, depth, hidden width",
+        config="configuration.configuration_delta_encoder:DeltaEncoderConfig",
+        budget="configuration.delta_budget:DeltaBudget",
+        auto_classes={
+            "AutoModel": "modeling.modeling_delta_encoder:DeltaEncoderModel",
+            "AutoModelForMaskedLM": f"{_HEADS}:DeltaEncoderForMaskedLM",
+            "AutoModelForSequenceClassification": f"{_HEADS}:DeltaEncoderForSequenceClassification",
+            "AutoModelForTokenClassification": f"{_HEADS}:DeltaEncoderForTokenClassification",
+        },
+        tiny={
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "max_position_embeddings": 64,
+            "local_attention": 8,
+            "pad_token_id": 0,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+        },
+        is_encoder=True,
+    ),
+}
+
+
+def resolve(dotted: str) -> Any:
+    """Import ``module:Class``, named relative to the package."""
+    module, name = dotted.split(":")
+    return getattr(import_module(f"{PACKAGE}.{module}"), name)
+
+
+def register_families() -> None:
+    """Make every family known to the Auto classes of transformers, for work inside the package."""
+    import transformers
+
+    for family in FAMILIES.values():
+        config_class = resolve(family.config)
+        transformers.AutoConfig.register(family.model_type, config_class, exist_ok=True)
+        for auto_class, dotted in family.auto_classes.items():
+            auto = getattr(transformers, auto_class)
+            auto.register(config_class, resolve(dotted), exist_ok=True)

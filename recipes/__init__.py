@@ -1,0 +1,1 @@
+"""What we run: recipes, data, studies, benchmarks and the command line that starts them."""

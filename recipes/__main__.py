@@ -1,0 +1,5 @@
+"""``python -m nestling.recipes`` is the ``nestling`` command."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,316 @@
+"""The ``nestling`` command. Verbs parse, call one function and print; they hold no logic.
+
+Heavy imports stand inside the verbs, so that ``--help``, ``list`` and usage errors are quick.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .cli_arguments import ANYWHERE, rewrite_arguments
+from .cli_errors import (
+    INTERRUPTED,
+    USAGE,
+    GateError,
+    UsageError,
+    exit_code_of,
+    interrupted_line,
+    one_line,
+)
+from .console import show_error, show_line, show_rows
+
+app = typer.Typer(
+    name="nestling",
+    help="Train one model, cut it to many budgets, prove and publish each cut.",
+    epilog="Recipes are changed by key=value: nestling train recipe=delta_encoder/tiny lr=5e-4",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="recipe=NAME [KEY=VALUE]…",
+        help="A recipe (nestling list, or a .yaml file) and changes to it.",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a trained model.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an exported model.")]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(metavar="B…", help="Budgets such as 0.5:6:6, or smallest, middle, largest, all."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        show_line(version("nestling"))
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if debug:
+        import logging
+
+        logging.getLogger("nestling").setLevel(logging.DEBUG)
+
+
+@app.command("list")
+def list_recipes() -> None:
+    """List the recipes, the families and the benchmark suites."""
+    from ..modeling.families import FAMILIES
+    from .bench_catalogue import bench_suites
+    from .recipe_catalogue import catalogue
+
+    show_rows("Recipes", [{"recipe": e.name, "what it does": e.description} for e in catalogue()])
+    show_rows(
+        "Families",
+        [{"family": f.model_type, "name": f.title, "cut by": f.axes} for f in FAMILIES.values()],
+    )
+    show_rows(
+        "Benchmark suites",
+        [{"suite": name, "what it measures": text} for name, text in bench_suites().items()],
+    )
+
+
+@app.command()
+def prepare(
+    overrides: Overrides,
+    dry_run: DryRun = False,
+) -> None:
+    """Tokenize and pack the data of a recipe; an interrupted run goes on where it stopped."""
+    from .recipe_loader import load_recipe, recipe_yaml
+    from .saved_model import family_module
+
+    recipe = load_recipe(overrides)
+    if dry_run:
+        show_line(recipe_yaml(recipe))
+        return
+    prepared = family_module(recipe.family, "train").prepare(recipe)
+    show_line(f"Prepared data: {prepared}")
+
+
+@app.command()
+def train(
+    overrides: Overrides,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a recipe; leaves model/, metrics.json, events.jsonl and recipe.yaml in output_dir."""
+    from .recipe_loader import load_recipe, recipe_yaml
+    from .saved_model import family_module
+
+    recipe = load_recipe(overrides)
+    if dry_run:
+        show_line(recipe_yaml(recipe))
+        return
+    output_dir = family_module(recipe.family, "train").train(recipe, resume=resume)
+    show_line(f"Finished: {output_dir}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    output: Annotated[Path, typer.Option(metavar="FILE.json", help="Where results are written.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]…",
+            help="Changes to the saved recipe, such as data.path=… .",
+            show_default=False,
+        ),
+    ] = None,
+    budgets: Budgets = None,
+) -> None:
+    """Measure quality and cost of every budget of a trained model."""
+    from .saved_model import family_module, family_of_folder
+
+    module = family_module(family_of_folder(model), "evaluate")
+    rows = module.evaluate_folder(model, output, overrides or [], budgets)
+    show_rows(str(model), rows)
+    show_line(f"Written: {output}")
+
+
+@app.command()
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Receives one folder per budget.")],
+    budgets: Budgets = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="B", help="One budget, written straight into --output.")
+    ] = None,
+    form: Annotated[
+        Literal["auto", "native", "remote", "state-dict"],
+        typer.Option("--format", help="auto takes the stock architecture where a slice is one."),
+    ] = "auto",
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Results of nestling evaluate, for the cards."),
+    ] = None,
+) -> None:
+    """Cut a trained model and write self-contained folders."""
+    if (budget is None) == (not budgets):
+        raise UsageError("give either --budgets B1 B2 … (one folder each) or --budget B (one cut)")
+    from ..hub_cards.export_slices import export as export_slices
+
+    folders = export_slices(
+        model,
+        budgets or [str(budget)],
+        output,
+        format=form,
+        evaluation=evaluation,
+        single=budget is not None,
+    )
+    for folder in folders:
+        show_line(f"Exported: {folder}")
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Load an exported folder in a clean process and compare with its reference outputs."""
+    from ..hub_cards.verify_export import verify_folder
+
+    report = verify_folder(folder)
+    show_rows(
+        f"{folder}: equal outputs on transformers {report.transformers}",
+        [asdict(check) for check in report.checks],
+    )
+
+
+@app.command("compile")
+def compile_folder(
+    folder: Folder,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only prove static shapes; works on any machine.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per call.")] = 1,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
+) -> None:
+    """Compile an exported folder for Trainium (on a Neuron host), or check that it can be."""
+    from ..hub_cards import neuron
+
+    run = neuron.check if check else neuron.compile_folder
+    result = run(folder, batch_size=batch_size, sequence_length=sequence_length)
+    show_line(f"{'Checked' if check else 'Compiled'}: {result}")
+
+
+@app.command()
+def push(
+    folder: Folder,
+    repo_id: Annotated[str, typer.Option(metavar="ORG/NAME", help="Repository on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create it as private.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Tag this upload.")] = None,
+    collection: Annotated[str | None, typer.Option(help="Add it to this Collection.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every call, do none.")] = False,
+) -> None:
+    """Upload an exported folder to the Hub in one commit."""
+    from ..hub_cards.publish import push as publish
+
+    calls = publish(
+        folder, repo_id, private=private, tag=tag, collection=collection, dry_run=dry_run
+    )
+    for call in calls:
+        show_line(str(call))
+
+
+@app.command()
+def bench(
+    suites: Annotated[list[str], typer.Argument(metavar="SUITE…", help="See nestling list.")],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Receives one JSON file per suite.")
+    ] = Path("bench"),
+) -> None:
+    """Measure ratios of speed in one run, on this machine."""
+    from .bench_catalogue import bench_module
+
+    modules = {name: bench_module(name) for name in suites}
+    for name, module in modules.items():
+        path = output / f"{name}.json"
+        show_rows(name, module.run(path))
+        show_line(f"Written: {path}")
+
+
+@app.command()
+def pick(
+    table: Annotated[
+        Path, typer.Argument(metavar="BUDGETS.json", help="From nestling evaluate or export.")
+    ],
+    max_ms: Annotated[float | None, typer.Option(help="Milliseconds per sequence.")] = None,
+    max_mb: Annotated[float | None, typer.Option(help="Megabytes of weights.")] = None,
+    max_flops: Annotated[float | None, typer.Option(help="FLOPs per sequence.")] = None,
+) -> None:
+    """Pick the best budget within limits: at most X ms, Y MB or Z FLOPs on this machine."""
+    if max_ms is None and max_mb is None and max_flops is None:
+        raise UsageError("no limit is given; add --max-ms, --max-mb or --max-flops")
+    from .budget_picker import pick as pick_budget
+
+    show_rows("Picked", [pick_budget(table, max_ms=max_ms, max_mb=max_mb, max_flops=max_flops)])
+
+
+@app.command()
+def doctor() -> None:
+    """Report versions, hardware and what a missing thing would limit."""
+    from .doctor import examine
+
+    checks = examine()
+    show_rows("This machine", [check._asdict() for check in checks])
+    missing = [check.name for check in checks if check.status == "missing"]
+    if missing:
+        raise GateError(f"missing: {', '.join(missing)}; install what the table names")
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    import logging
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("nestling").setLevel(logging.INFO)
+    shown = [argument for argument in arguments if argument != ANYWHERE]
+    try:
+        code = app(
+            rewrite_arguments(arguments) or ["--help"],
+            prog_name="nestling",
+            standalone_mode=False,
+        )
+    except typer.TyperException as error:
+        show_error(_usage_line(error))
+        return USAGE
+    except typer.Abort:
+        code = INTERRUPTED
+    except Exception as error:
+        if ANYWHERE in arguments:
+            traceback.print_exception(error)
+        show_error(one_line(error))
+        return exit_code_of(error)
+    if code == INTERRUPTED:
+        show_error(interrupted_line(shown))
+    return int(code or 0)
+
+
+def _usage_line(error: typer.TyperException) -> str:
+    text = " ".join(error.format_message().split())
+    if text.startswith("No such option"):
+        text += " Recipe keys are written key=value, for example training.lr=5e-4."
+    return f"{text} (nestling --help)"
+
+
+def main() -> None:
+    """Entry point of the ``nestling`` command."""
+    sys.exit(_run(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Text in, packed rows out: sources, tokenizer, packing, preparation and streaming."""

@@ -1,0 +1,119 @@
+"""From a model folder and its saved recipe to the model and the batches to evaluate it on."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
+from ...trainers.masked_lm_collator import MaskedLMCollator
+from ...trainers.stream_sampler import PositionedRows
+from ..cli_errors import DataError, ModelFolderError
+from ..data.corpus import build_data
+from ..recipe_loader import load_saved_recipe
+from ..recipe_overrides import split_arguments
+from ..recipe_schema import DataSection, DeltaEncoderRecipe
+
+# One seed for all evaluations: every budget, checkpoint and run predicts the same tokens.
+MASK_SEED = 0
+
+
+class EvaluationInputs(NamedTuple):
+    """What an evaluation of a folder needs.
+
+    Attributes:
+        recipe: the recipe of the run, with overrides.
+        model: the model, in eval mode.
+        loader: batches with fixed masks.
+        data: where the rows come from, for the result file.
+    """
+
+    recipe: DeltaEncoderRecipe
+    model: DeltaEncoderForMaskedLM
+    loader: Iterable[dict[str, Tensor]]
+    data: dict[str, Any]
+
+
+def open_run(model_dir: Path, overrides: Sequence[str] = ()) -> EvaluationInputs:
+    """Load the model and rebuild the validation rows of its recipe.
+
+    Args:
+        model_dir: a model folder, or the output_dir that holds it as ``model/``.
+        overrides: ``section.key=value`` changes to the saved recipe.
+
+    Raises:
+        ModelFolderError: if there is no model or no recipe, or tokenizer and model do not fit.
+        DataError: if the data cannot be used.
+    """
+    folder = model_dir if (model_dir / "config.json").is_file() else model_dir / "model"
+    recipe = load_saved_recipe(model_dir, overrides)
+    section = _data_section(recipe.data, folder, overrides)
+    prepared = build_data(section, recipe.seed)
+    model = _load_model(folder)
+    if len(prepared.tokenizer) > model.config.vocab_size:
+        raise ModelFolderError(
+            f"the tokenizer of the data has {len(prepared.tokenizer)} tokens, the model "
+            f"{model.config.vocab_size}; use the tokenizer the model was trained with: "
+            f"data.tokenizer={folder}"
+        )
+    loader = evaluation_loader(
+        prepared.validation_rows,
+        MaskedLMCollator.from_tokenizer(
+            prepared.tokenizer, mlm_probability=section.mlm_probability, seed=MASK_SEED
+        ),
+        recipe.evaluation.batch_size,
+        recipe.evaluation.batches,
+    )
+    description = {
+        "source": section.source,
+        "name": section.name,
+        "path": None if section.path is None else Path(section.path).name,
+        "split": "validation",
+        "mlm_probability": section.mlm_probability,
+        "mask_seed": MASK_SEED,
+        "manifest": prepared.manifest,
+    }
+    return EvaluationInputs(recipe, model, loader, description)
+
+
+def evaluation_loader(
+    rows: Any, collator: MaskedLMCollator, batch_size: int, batches: int | None = None
+) -> Iterable[dict[str, Tensor]]:
+    """Return the first ``batches`` batches of the rows in their stored order.
+
+    Row r always has position r, so its mask does not depend on the batch size.
+
+    Raises:
+        DataError: if there are no rows.
+    """
+    if len(rows) == 0:
+        raise DataError(
+            "the validation split has 0 rows; raise data.validation_fraction or give more data"
+        )
+    count = len(rows) if batches is None else min(len(rows), batches * batch_size)
+    subset = Subset(PositionedRows(rows), range(count))
+    return DataLoader(subset, batch_size=batch_size, collate_fn=collator)
+
+
+def _data_section(
+    section: DataSection, folder: Path, overrides: Sequence[str]
+) -> DataSection:
+    """Adapt the data keys of training to the evaluation of a finished model."""
+    changed = {override.key for override in split_arguments(overrides)}
+    # Rows prepared for training are no longer what other data keys ask for.
+    if any(key.startswith("data.") for key in changed) and "data.pretokenized_path" not in changed:
+        section.pretokenized_path = None
+    # A tokenizer trained anew on other text would number its tokens differently.
+    if "data.tokenizer" not in changed and (folder / "tokenizer.json").is_file():
+        section.tokenizer = str(folder)
+    return section
+
+
+def _load_model(folder: Path) -> DeltaEncoderForMaskedLM:
+    model = DeltaEncoderForMaskedLM.from_pretrained(folder, dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded: DeltaEncoderForMaskedLM = model.to(device).eval()
+    return loaded

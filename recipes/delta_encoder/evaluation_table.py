@@ -1,0 +1,87 @@
+"""The budget ladder as rows, Markdown, CSV and a rich table, all from the evaluation JSON."""
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = dict[str, str | int | float | None]
+
+
+def ladder_rows(evaluation: Mapping[str, Any]) -> list[Row]:
+    """Return one row per budget, the cheapest first; a column without any value is left out."""
+    rows = [
+        _row(entry) for entry in sorted(evaluation["budgets"], key=lambda entry: entry["flops"])
+    ]
+    empty = {name for name in rows[0] if all(row[name] is None for row in rows)}
+    return [{name: value for name, value in row.items() if name not in empty} for row in rows]
+
+
+def _row(entry: Mapping[str, Any]) -> Row:
+    latency = entry["latency_ms"]
+    alias = entry["safe_alias"]
+    return {
+        "budget": entry["budget"],
+        "cross-entropy": entry["cross_entropy"],
+        "perplexity": entry["perplexity"],
+        "accuracy": entry["accuracy"],
+        "ECE": entry["ece"],
+        "parameters": entry["parameters"],
+        "MFLOPs": entry["flops"] / 1e6,
+        "MB": entry["bytes"] / 1e6,
+        "ms": None if latency is None else latency["median"],
+        "safe alias": "itself" if alias == entry["budget"] else alias,
+    }
+
+
+def markdown_table(evaluation: Mapping[str, Any]) -> str:
+    """Return a GitHub table; numbers are rounded, the JSON holds them in full."""
+    rows = ladder_rows(evaluation)
+    names = list(rows[0])
+    align = ["---:" if _is_number(rows[0][name]) else "---" for name in names]
+    lines = [names, align, *([format_value(row[name]) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def csv_table(evaluation: Mapping[str, Any]) -> str:
+    """Return CSV with the numbers in full."""
+    rows = ladder_rows(evaluation)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def rich_table(evaluation: Mapping[str, Any], title: str = "Budget ladder") -> "Table":
+    """Return a table for the terminal; ends and middle of the lattice are bold."""
+    from rich.table import Table
+
+    rows = ladder_rows(evaluation)
+    summary = evaluation["summary"]
+    marked = {summary[name] for name in ("smallest", "middle", "largest")}
+    table = Table(title=title, title_justify="left")
+    for name, value in rows[0].items():
+        table.add_column(name, justify="right" if _is_number(value) else "left")
+    for row in rows:
+        style = "bold" if row["budget"] in marked else None
+        table.add_row(*map(format_value, row.values()), style=style)
+    return table
+
+
+def format_value(value: str | int | float | None) -> str:
+    """Print a cell: four significant digits, thousands separated, ``-`` for nothing."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) or abs(value) >= 1e4:
+        return f"{value:,.0f}"
+    return f"{value:#.4g}".rstrip(".")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)

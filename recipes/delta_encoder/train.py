@@ -1,0 +1,109 @@
+"""The main job of the family: train one nested encoder, measure every budget, export slices."""
+
+import logging
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from ...hub_cards.export_slices import export, export_elastic
+from ...modeling.families import register_families
+from ...trainers.checkpoint_files import last_complete_checkpoint
+from ..cli_errors import UsageError
+from ..data.corpus import PreparedData, build_data, prepare_data
+from ..environment import PACKAGE_FOLDER, commit_of
+from ..recipe_loader import save_recipe
+from ..recipe_schema import DeltaEncoderRecipe
+from .build import build_model, build_trainer
+from .evaluate import evaluate_folder
+
+logger = logging.getLogger(__name__)
+
+DATA_FOLDER, MODEL_FOLDER, SLICES_FOLDER = "data", "model", "slices"
+METRICS_FILE = "metrics.json"
+
+
+def prepare(recipe: DeltaEncoderRecipe) -> Path:
+    """Tokenize and pack the data of a recipe into its folder, or finish an interrupted one.
+
+    Raises:
+        DataError: if the data cannot be used.
+    """
+    section = with_data_folder(recipe).data
+    prepare_data(section)
+    return Path(str(section.pretokenized_path))
+
+
+def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> Path:
+    """Run a recipe from data to verified slices.
+
+    Leaves in ``output_dir``: ``model/`` (the nested model as a self-contained folder),
+    ``metrics.json`` with tables and plots, ``slices/`` (one folder per exported budget),
+    ``events.jsonl``, ``recipe.yaml``, ``data/`` and the last checkpoints.
+
+    Args:
+        recipe: a validated recipe.
+        resume: go on from the newest complete checkpoint, if there is one.
+
+    Returns:
+        ``output_dir``.
+
+    Raises:
+        UsageError: if ``output_dir`` holds another run and ``resume`` is off.
+        DataError: if the data cannot be used.
+    """
+    output_dir = Path(recipe.output_dir)
+    checkpoint = last_complete_checkpoint(output_dir) if output_dir.is_dir() else None
+    if checkpoint is not None and not resume:
+        raise UsageError(
+            f"output_dir {output_dir} already holds {checkpoint.name}; "
+            "add --resume to go on from it, or choose another output_dir"
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    recipe = with_data_folder(recipe)
+    save_recipe(recipe, output_dir)
+    register_families()
+    set_seed(recipe.seed)
+    data = build_data(recipe.data, recipe.seed)
+    model = build_model(recipe, data)
+    trainer = build_trainer(recipe, model, data)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.is_world_process_zero():
+        publish(recipe, trainer.model, data, output_dir)
+    return output_dir
+
+
+def publish(
+    recipe: DeltaEncoderRecipe, model: Any, data: PreparedData, output_dir: Path
+) -> None:
+    """Write the nested model, measure it, and cut and verify the slices."""
+    origin = {
+        "base_model": recipe.model.init_from,
+        "command": shlex.join(["nestling", *sys.argv[1:]]),
+        "trained_commit": commit_of(PACKAGE_FOLDER),
+    }
+    model_dir, metrics = output_dir / MODEL_FOLDER, output_dir / METRICS_FILE
+    export_elastic(model, data.tokenizer, model_dir, **origin)
+    evaluate_folder(model_dir, metrics)
+    # Once more, now that the card can show what was measured.
+    export_elastic(model, data.tokenizer, model_dir, evaluation=metrics, **origin)
+    if recipe.export.budgets:
+        export(
+            model_dir,
+            recipe.export.budgets,
+            output_dir / SLICES_FOLDER,
+            format=recipe.export.format,
+            evaluation=metrics,
+            verify=recipe.export.verify,
+        )
+
+
+def with_data_folder(recipe: DeltaEncoderRecipe) -> DeltaEncoderRecipe:
+    """Give the prepared rows a place in ``output_dir`` unless the recipe names one or streams."""
+    if recipe.data.streaming or recipe.data.pretokenized_path is not None:
+        return recipe
+    folder = Path(recipe.output_dir) / DATA_FOLDER
+    return replace(recipe, data=replace(recipe.data, pretokenized_path=str(folder)))

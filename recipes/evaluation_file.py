@@ -1,0 +1,71 @@
+"""The JSON file that `evaluate` writes; plots, tables, cards and the picker read it. Torch-free."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .cli_errors import DataError
+from .whole_file import write_whole_file
+
+SCHEMA_VERSION = 1
+KIND = "evaluation"
+
+
+def write_json(path: Path, payload: Mapping[str, Any]) -> None:
+    """Write JSON so that the file is complete or absent; numbers that are not finite become null.
+
+    Args:
+        path: Target; parents are made, an existing file is replaced.
+        payload: What to write.
+    """
+    write_whole_file(path, json.dumps(_finite(payload), indent=2, allow_nan=False) + "\n")
+
+
+def read_evaluation(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Read an evaluation and check that it is one.
+
+    Args:
+        source: Path of the JSON file, or its content.
+
+    Raises:
+        DataError: If the file is missing, is no JSON, or holds something else.
+    """
+    if isinstance(source, Mapping):
+        content: Any = dict(source)
+        name = "the evaluation"
+    else:
+        name = str(source)
+        try:
+            content = json.loads(Path(source).read_text())
+        except FileNotFoundError:
+            raise DataError(
+                f"{name} does not exist; write it with: nestling evaluate MODEL --output {name}"
+            ) from None
+        except (ValueError, IsADirectoryError):
+            raise DataError(f"{name} is no JSON file written by nestling evaluate") from None
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind != KIND or not content.get("budgets"):
+        raise DataError(
+            f"{name} has kind {kind!r}, not {KIND!r} with a list of budgets; "
+            "write it with: nestling evaluate MODEL --output FILE.json"
+        )
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{name} has schema version {version!r}, this program reads {SCHEMA_VERSION}; "
+            "evaluate the model again with this version"
+        )
+    return content
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

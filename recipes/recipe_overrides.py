@@ -1,0 +1,144 @@
+"""``section.key=value`` arguments: aliases, unknown keys, literal text values.
+
+Hydra reads the values. Two things are done before: the key names of the original projects are
+translated, and values of text keys are quoted, so that a path may hold ``=``, ``~``, commas or
+spaces.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from .cli_errors import UsageError
+from .nearest_match import did_you_mean
+
+# The option names of the original training scripts.
+KEY_ALIASES: dict[str, str] = {
+    "train_steps": "training.max_steps",
+    "max_steps": "training.max_steps",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
+    "lr": "training.lr",
+    "learning_rate": "training.lr",
+    "weight_decay": "training.weight_decay",
+    "warmup_ratio": "training.warmup_ratio",
+    "bf16": "training.bf16",
+    "fp16": "training.bf16",
+    "hidden_size": "model.hidden_size",
+    "num_hidden_layers": "model.num_hidden_layers",
+    "num_attention_heads": "model.num_attention_heads",
+    "intermediate_size": "model.intermediate_size",
+    "width_budgets": "model.width_budgets",
+    "head_budgets": "model.head_budgets",
+    "depth_budgets": "model.depth_budgets",
+    "base_model_path": "model.init_from",
+    "init_from": "model.init_from",
+    "dataset": "data.name",
+    "dataset_name": "data.name",
+    "tokenizer": "data.tokenizer",
+    "max_length": "data.max_length",
+    "num_proc": "data.num_proc",
+    "pretokenized_path": "data.pretokenized_path",
+    "mlm_probability": "data.mlm_probability",
+    "kd_weight": "loss.kd_weight",
+    "alpha_kd": "loss.kd_weight",
+    "kd_temperature": "loss.kd_temperature",
+    "teacher_model_path": "loss.teacher",
+    "export_budgets": "export.budgets",
+}
+
+
+class Override(NamedTuple):
+    """One argument, split at its first ``=``; the key is a full recipe key."""
+
+    key: str
+    value: str
+
+
+def recipe_keys(schema: type[Any], prefix: str = "") -> dict[str, Any]:
+    """Return every dotted key of a recipe dataclass with its type.
+
+    Sections themselves are left out; a key whose values have free names (``dict``) is listed once.
+    """
+    keys: dict[str, Any] = {}
+    for name, hint in get_type_hints(schema).items():
+        if isinstance(hint, type) and is_dataclass(hint):
+            keys.update(recipe_keys(hint, f"{prefix}{name}."))
+        else:
+            keys[prefix + name] = hint
+    return keys
+
+
+def split_arguments(arguments: Sequence[str]) -> list[Override]:
+    """Split ``key=value`` arguments and translate aliases.
+
+    Raises:
+        UsageError: for an argument that is not ``key=value``.
+    """
+    overrides = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        key = key.strip().lstrip("+")
+        if not equals or not key or key.startswith("~"):
+            raise UsageError(
+                f"argument {argument!r} is not key=value; write for example training.lr=5e-4"
+            )
+        overrides.append(Override(KEY_ALIASES.get(key, key), value))
+    return overrides
+
+
+def hydra_overrides(overrides: Sequence[Override], schema: type[Any]) -> list[str]:
+    """Return the overrides in Hydra's grammar.
+
+    Raises:
+        UsageError: for a key the recipe does not have, with the nearest one.
+    """
+    keys = recipe_keys(schema)
+    return [_in_hydra_grammar(override, keys) for override in overrides]
+
+
+def check_key(key: str, keys: dict[str, Any]) -> str:
+    """Return the recipe key that ``key`` sets: itself, or the free-named key it lies under.
+
+    Raises:
+        UsageError: for an unknown key, with the nearest one.
+    """
+    if key in keys:
+        return key
+    parent = key.rpartition(".")[0]
+    if parent in keys and get_origin(keys[parent]) is dict:
+        return parent
+    if any(known.startswith(f"{key}.") for known in keys):
+        raise UsageError(f"{key} is a section of the recipe; set one of its keys: {key}.<key>=…")
+    hint = did_you_mean(key, [*keys, *KEY_ALIASES])
+    raise UsageError(f"unknown recipe key {key!r}{hint or '; --dry-run prints all keys'}")
+
+
+def _in_hydra_grammar(override: Override, keys: dict[str, Any]) -> str:
+    key, value = override
+    home = check_key(key, keys)
+    if home != key:
+        return f"++{key}={value}"
+    if _is_text(keys[key]) and not _is_quoted_or_special(value):
+        return f"{key}={_quote(value)}"
+    if get_origin(keys[key]) is list and not value.startswith(("[", "$")):
+        return f"{key}=[{value}]"
+    return f"{key}={value}"
+
+
+def _is_text(hint: Any) -> bool:
+    is_union = get_origin(hint) is UnionType
+    return hint is str or (is_union and str in get_args(hint))
+
+
+def _is_quoted_or_special(value: str) -> bool:
+    return value in ("null", "???") or (len(value) > 1 and value[0] == value[-1] in ("'", '"'))
+
+
+def _quote(value: str) -> str:
+    # In Hydra's grammar a backslash is special only in front of a quote.
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return f"'{escaped}'"

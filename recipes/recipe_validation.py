@@ -1,0 +1,187 @@
+"""Checks between the keys of a recipe, before any data is read or any model built.
+
+Each message names the key, its value, what is allowed and the fix.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ..configuration.budget import NAMED_BUDGETS, BudgetError
+from ..configuration.delta_budget import DeltaBudget
+from .cli_errors import UsageError
+from .nearest_match import did_you_mean
+from .recipe_schema import (
+    ATTENTION_IMPLEMENTATIONS,
+    BUDGET_SAMPLINGS,
+    DATA_SOURCES,
+    EXPORT_FORMATS,
+    Recipe,
+)
+
+# Keys whose value is a share of something. Brackets as in mathematics: "(" excludes the end.
+_SHARES = {
+    "data.mlm_probability": "(0, 1)",
+    "data.validation_fraction": "(0, 1)",
+    "training.warmup_ratio": "[0, 1)",
+    "training.min_lr_ratio": "[0, 1]",
+}
+_COUNTS = (
+    "model.vocab_size model.hidden_size model.num_hidden_layers model.num_attention_heads "
+    "model.head_dim model.intermediate_size model.max_position_embeddings data.vocab_size "
+    "data.max_length data.num_proc data.shuffle_buffer data.max_bytes training.max_steps "
+    "training.batch_size training.gradient_accumulation_steps training.logging_steps "
+    "training.save_steps training.eval_steps training.save_total_limit "
+    "training.budgets_per_step evaluation.batches evaluation.batch_size "
+    "evaluation.sequence_length evaluation.bootstrap_samples"
+).split()
+_POSITIVE = ("training.lr", "training.epochs", "loss.kd_temperature")
+_NOT_NEGATIVE = (
+    "seed training.weight_decay training.max_grad_norm training.dataloader_num_workers "
+    "loss.masked_lm_weight loss.kd_weight"
+).split()
+
+
+def validate(recipe: Recipe) -> None:
+    """Check all values of a recipe.
+
+    Raises:
+        UsageError: for the first value out of range or combination that makes no sense.
+        BudgetError: for a budget that cannot be read or does not fit the model.
+    """
+    values = _flatten(recipe)
+    _check_numbers(values)
+    _check_choices(values)
+    _check_training(recipe)
+    _check_data(recipe)
+    _check_budgets(recipe)
+
+
+def _flatten(section: Any, prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for item in fields(section):
+        value = section.__dict__[item.name]
+        if is_dataclass(value):
+            values.update(_flatten(value, f"{prefix}{item.name}."))
+        else:
+            values[prefix + item.name] = value
+    return values
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{key} is {value}; give a finite number")
+    for key in _COUNTS:
+        _require(key, values[key], "a whole number >= 1", values[key] is None or values[key] >= 1)
+    for key in _POSITIVE:
+        _require(key, values[key], "a number > 0", values[key] is None or values[key] > 0)
+    for key in _NOT_NEGATIVE:
+        _require(key, values[key], "a number >= 0", values[key] >= 0)
+    for key, interval in _SHARES.items():
+        above = values[key] > 0 or (values[key] == 0 and interval[0] == "[")
+        below = values[key] < 1 or (values[key] == 1 and interval[-1] == "]")
+        _require(key, values[key], f"a number in {interval}", above and below)
+
+
+def _require(key: str, value: object, allowed: str, holds: bool) -> None:
+    if not holds:
+        raise UsageError(f"{key} is {value}, it must be {allowed}; set {key}=…")
+
+
+def _check_choices(values: dict[str, Any]) -> None:
+    choices = {
+        "data.source": DATA_SOURCES,
+        "export.format": EXPORT_FORMATS,
+        "training.budget_sampling": BUDGET_SAMPLINGS,
+        "model.attn_implementation": ATTENTION_IMPLEMENTATIONS,
+    }
+    for key, allowed in choices.items():
+        if values[key] not in allowed and not (key == "data.source" and values[key] is None):
+            raise UsageError(
+                f"{key} is {values[key]!r}, it must be one of {', '.join(allowed)}"
+                f"{did_you_mean(values[key], allowed)}"
+            )
+
+
+def _check_training(recipe: Recipe) -> None:
+    training = recipe.training
+    if (training.max_steps is None) == (training.epochs is None):
+        given = f"max_steps={training.max_steps} and epochs={training.epochs}"
+        raise UsageError(
+            f"training has {given}; give one of them and set the other to null, "
+            "for example training.max_steps=100 training.epochs=null"
+        )
+    if recipe.loss.masked_lm_weight == 0 and recipe.loss.kd_weight == 0:
+        raise UsageError(
+            "loss.masked_lm_weight and loss.kd_weight are both 0, so nothing would be learned; "
+            "set one of them above 0"
+        )
+
+
+def _check_data(recipe: Recipe) -> None:
+    data, longest = recipe.data, recipe.model.max_position_embeddings
+    if data.path is not None and data.name is not None:
+        raise UsageError(
+            f"data.path={data.path} and data.name={data.name} are both given; "
+            "set one of them to null"
+        )
+    needs = {"files": data.path, "ecommerce": data.path, "hub": data.name}
+    if data.source in needs and needs[data.source] is None:
+        key = "data.name" if data.source == "hub" else "data.path"
+        raise UsageError(f"data.source is {data.source}, which needs {key}: give {key}=…")
+    if data.source == "embedded" and (data.path or data.name):
+        raise UsageError(
+            "data.source is embedded, which reads no data.path and no data.name; "
+            "set data.source=null to use them"
+        )
+    if data.text_column and data.text_columns:
+        raise UsageError(
+            f"data.text_column={data.text_column} and data.text_columns={data.text_columns} are "
+            "both given; use text_columns alone to join several columns"
+        )
+    if recipe.model.init_from is None and data.max_length > longest:
+        raise UsageError(
+            f"data.max_length is {data.max_length}, the model takes at most {longest} tokens; "
+            "lower it or raise model.max_position_embeddings"
+        )
+
+
+def _check_budgets(recipe: Recipe) -> None:
+    model = recipe.model
+    for key, budgets in (
+        ("model.extra_budgets", model.extra_budgets),
+        ("evaluation.budgets", recipe.evaluation.budgets),
+        ("export.budgets", recipe.export.budgets),
+    ):
+        for text in budgets:
+            _check_budget(key, text, recipe)
+    for width in model.width_budgets:
+        _require("model.width_budgets", width, "shares in (0, 1]", 0 < width <= 1)
+    # With init_from the sizes come from the checkpoint, which has not been opened yet.
+    if model.init_from is None:
+        _check_axis("model.head_budgets", model.head_budgets, model.num_attention_heads)
+        _check_axis("model.depth_budgets", model.depth_budgets, model.num_hidden_layers)
+
+
+def _check_axis(key: str, axis: Sequence[int], largest: int) -> None:
+    _require(key, list(axis), f"in 1..{largest}", all(1 <= value <= largest for value in axis))
+
+
+def _check_budget(key: str, text: str, recipe: Recipe) -> None:
+    if text in (*NAMED_BUDGETS, "all"):
+        return
+    # OmegaConf has turned a number into text by now; no budget of this family is a bare number.
+    if text.replace(".", "", 1).isdigit():
+        raise UsageError(
+            f'{key} has the number {text}; quote budgets in YAML ("0.5:6:6"), '
+            "which reads an unquoted 1:12:12 as 4332"
+        )
+    try:
+        budget = DeltaBudget.parse(text)
+        # The section has the sizes under the names of the configuration.
+        if recipe.model.init_from is None:
+            budget.check(recipe.model)
+    except BudgetError as error:
+        raise BudgetError(f"{key}: {error}") from error

@@ -1,0 +1,279 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from nestling.configuration.budget import BudgetError
+from nestling.recipes import cli
+from nestling.recipes.cli_errors import GateError
+from nestling.recipes.recipe_schema import DeltaEncoderRecipe
+
+HEAVY = ("torch", "transformers", "hydra", "omegaconf", "datasets")
+RUN_AND_REPORT = """
+import json, sys
+from nestling.recipes.cli import _run
+code = _run(sys.argv[1:])
+print(json.dumps([code, [name for name in {heavy!r} if name in sys.modules]]))
+"""
+
+
+def run_in_subprocess(*arguments: str) -> tuple[int, list[str], str, float]:
+    """Return exit code, heavy modules that were imported, standard error, and seconds."""
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_AND_REPORT.format(heavy=HEAVY), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    seconds = time.perf_counter() - begin
+    code, imported = json.loads(done.stdout.strip().splitlines()[-1])
+    return code, imported, done.stderr, seconds
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, name: str, **functions: object) -> None:
+    """Put a module with `functions` where a verb would import a seam."""
+    module = ModuleType(name)
+    module.__dict__.update(functions)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["list"], 0),
+        (["trian"], 2),
+        (["train", "recipe=delta_encoder/tinny"], 2),
+        (["pick", "budgets.json"], 2),
+        (["export", "nowhere", "--output", "x"], 2),
+    ],
+)
+def test_light_commands_import_nothing_heavy(arguments: list[str], code: int) -> None:
+    seen_code, imported, stderr, seconds = run_in_subprocess(*arguments)
+    print(f"nestling {' '.join(arguments)}: {seconds:.2f} s")
+    assert (seen_code, imported) == (code, [])
+    assert len(stderr.splitlines()) == (0 if code == 0 else 1)
+
+
+def test_dry_run_composes_without_torch() -> None:
+    code, imported, _, seconds = run_in_subprocess(
+        "train", "recipe=delta_encoder/tiny", "lr=2e-4", "--dry-run"
+    )
+    print(f"dry run: {seconds:.2f} s")
+    assert code == 0
+    assert "torch" not in imported and "transformers" not in imported
+
+
+def test_module_is_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nestling.recipes", "--version"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0
+    assert done.stdout[0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["trian", "train"]),
+        (["train"], ["Missing argument", "recipe=NAME"]),
+        (["train", "recipe=delta_encoder/tinny"], ["tinny", "did you mean delta_encoder/tiny"]),
+        (["train", "recipe=delta_encoder/tiny", "--lr", "3"], ["--lr", "key=value"]),
+        (["train", "lr=3"], ["0 recipes", "recipe=delta_encoder/tiny"]),
+        (["compile", "x", "--batch-size", "0"], ["--batch-size"]),
+        (["bench", "no_such_suite"], ["no_such_suite", "suites:"]),
+        (["export", "m", "--budgets", "a", "--budget", "b", "--output", "o"], ["either"]),
+    ],
+)
+def test_usage_errors_are_one_line(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._run(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("nestling: error: ") and line.count("\n") == 1
+    for word in words:
+        assert word in line
+
+
+def test_no_arguments_show_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._run([]) == 0
+    shown = capsys.readouterr().out
+    for verb in "list prepare train evaluate export verify compile push bench pick doctor".split():
+        assert verb in shown
+
+
+def test_list_names_every_recipe_and_family(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._run(["list"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("delta_encoder/tiny", "delta_encoder/demo", "delta_encoder/ecommerce", "hidden"):
+        assert name in shown
+
+
+def test_train_hands_over_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[DeltaEncoderRecipe, bool]] = []
+
+    def train(recipe: DeltaEncoderRecipe, resume: bool) -> Path:
+        calls.append((recipe, resume))
+        return Path(recipe.output_dir)
+
+    seam = ModuleType("train")
+    seam.__dict__["train"] = train
+    monkeypatch.setattr("nestling.recipes.saved_model.family_module", lambda family, part: seam)
+    arguments = ["train", "recipe=delta_encoder/tiny", "hidden_size=32", "output_dir=here"]
+    assert cli._run([*arguments, "--resume"]) == 0
+    [(recipe, resume)] = calls
+    assert (recipe.model.hidden_size, recipe.output_dir, resume) == (32, "here", True)
+    assert "here" in capsys.readouterr().out
+
+
+def test_evaluate_reads_the_family_and_takes_many_budgets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "delta_encoder"}')
+    calls: list[tuple[object, ...]] = []
+
+    def evaluate_folder(*arguments: object) -> list[dict[str, object]]:
+        calls.append(arguments)
+        return [{"budget": "0.5:2:2", "cross_entropy": 3.25}]
+
+    seam = ModuleType("evaluate")
+    seam.__dict__["evaluate_folder"] = evaluate_folder
+    monkeypatch.setattr("nestling.recipes.saved_model.family_module", lambda family, part: seam)
+    output = tmp_path / "out.json"
+    arguments = ["evaluate", str(tmp_path), "--budgets", "0.5:2:2", "largest", "data.path=x"]
+    assert cli._run([*arguments, "--output", str(output)]) == 0
+    assert calls == [(tmp_path, output, ["data.path=x"], ["0.5:2:2", "largest"])]
+    assert "3.25" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "budgets", "single"),
+    [
+        (
+            ["--budgets", "0.5:6:6", "0.75:9:9", "1.0:12:12"],
+            ["0.5:6:6", "0.75:9:9", "1.0:12:12"],
+            0,
+        ),
+        (["--budget", "0.5:6:6"], ["0.5:6:6"], 1),
+    ],
+)
+def test_export_passes_budgets(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], budgets: list[str], single: int
+) -> None:
+    calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
+
+    def export(*arguments: object, **options: object) -> list[Path]:
+        calls.append((arguments, options))
+        return [Path("out/w050")]
+
+    stub(monkeypatch, "nestling.hub_cards.export_slices", export=export)
+    assert cli._run(["export", "model", *flags, "--output", "out", "--format", "remote"]) == 0
+    [(positional, options)] = calls
+    assert positional == (Path("model"), budgets, Path("out"))
+    assert options == {"format": "remote", "evaluation": None, "single": bool(single)}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BudgetError("budget 9:9:9 is too large"), 2),
+        (FileNotFoundError(2, "No such file", "text.csv"), 3),
+        (GateError("outputs differ by 1e-2"), 5),
+        (ValueError("hidden_size 0 must be a whole number >= 1"), 4),
+        (RuntimeError("surprise"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_of_a_verb_become_exit_codes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+) -> None:
+    def verify_folder(folder: Path) -> None:
+        raise error
+
+    stub(monkeypatch, "nestling.hub_cards.verify_export", verify_folder=verify_folder)
+    assert cli._run(["verify", "folder"]) == code
+    seen = capsys.readouterr().err
+    assert seen.count("\n") == 1 and "Traceback" not in seen
+
+
+def test_debug_adds_the_traceback_and_keeps_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._run(["train", "recipe=nothing", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupted_training_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(recipe: object, resume: bool) -> None:
+        raise KeyboardInterrupt
+
+    seam = ModuleType("train")
+    seam.__dict__["train"] = train
+    monkeypatch.setattr("nestling.recipes.saved_model.family_module", lambda family, part: seam)
+    assert cli._run(["train", "recipe=delta_encoder/tiny", "lr=1e-3"]) == 130
+    expected = "nestling train recipe=delta_encoder/tiny lr=1e-3 --resume"
+    assert expected in capsys.readouterr().err
+
+
+def test_push_compile_pick_and_bench_call_their_seams(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    seen: dict[str, object] = {}
+
+    def push(folder: Path, repo_id: str, **options: object) -> list[str]:
+        seen["push"] = (folder, repo_id, options)
+        return ["create_repo(org/name)"]
+
+    def check(folder: Path, batch_size: int, sequence_length: int) -> str:
+        seen["check"] = (folder, batch_size, sequence_length)
+        return "static"
+
+    def pick(table: Path, **limits: object) -> dict[str, object]:
+        seen["pick"] = limits
+        return {"budget": "0.5:2:2"}
+
+    def run(output: Path) -> list[dict[str, object]]:
+        seen["bench"] = output
+        return [{"ratio": 2.5}]
+
+    suite = ModuleType("suite")
+    suite.__dict__["run"] = run
+    stub(monkeypatch, "nestling.hub_cards.publish", push=push)
+    monkeypatch.setattr("nestling.recipes.bench_catalogue.bench_module", lambda name: suite)
+    stub(monkeypatch, "nestling.recipes.budget_picker", pick=pick)
+    neuron = ModuleType("nestling.hub_cards.neuron")
+    neuron.__dict__.update(check=check, compile_folder=None)
+    monkeypatch.setitem(sys.modules, "nestling.hub_cards.neuron", neuron)
+    monkeypatch.setattr("nestling.hub_cards.neuron", neuron, raising=False)
+    assert cli._run(["push", "d", "--repo-id", "org/name", "--dry-run"]) == 0
+    assert cli._run(["compile", "d", "--check", "--sequence-length", "64"]) == 0
+    assert cli._run(["pick", "b.json", "--max-ms", "2.5"]) == 0
+    assert cli._run(["bench", "step", "--output", str(tmp_path)]) == 0
+    options = {"private": False, "tag": None, "collection": None, "dry_run": True}
+    assert seen == {
+        "push": (Path("d"), "org/name", options),
+        "check": (Path("d"), 1, 64),
+        "pick": {"max_ms": 2.5, "max_mb": None, "max_flops": None},
+        "bench": tmp_path / "step.json",
+    }
+    shown = capsys.readouterr().out
+    for text in ("create_repo(org/name)", "static", "0.5:2:2", "2.5"):
+        assert text in shown
+
+
+def test_doctor_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._run(["doctor"]) == 0
+    assert "C++ compiler" in capsys.readouterr().out

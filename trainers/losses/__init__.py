@@ -1,0 +1,1 @@
+"""Loss terms, one a file: pure tensors in, `LossSum` out."""

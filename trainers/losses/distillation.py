@@ -1,0 +1,66 @@
+"""Knowledge distillation on logits (Hinton et al., 2015)."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..loss_term import LossSum, LossTerm
+
+
+class DistillationLoss(LossTerm):
+    """KL divergence from the student to the softened teacher, summed over labelled tokens.
+
+    Formula: `tau^2 * sum_t KL(softmax(z_teacher_t / tau) || softmax(z_student_t / tau))` in fp32.
+    The factor `tau^2` keeps the size of the gradient independent of the temperature. The teacher
+    is detached here, so no caller can train it by accident.
+
+    Args:
+        temperature: `tau` > 0.
+
+    Raises:
+        ValueError: If the temperature is not a positive finite number.
+
+    Source: Hinton, Vinyals, Dean, https://arxiv.org/abs/1503.02531, section 2.
+    """
+
+    name = "distillation"
+    unit = "token"
+
+    def __init__(self, temperature: float = 2.0) -> None:
+        """Check and keep the temperature."""
+        super().__init__()
+        if not math.isfinite(temperature) or temperature <= 0:
+            raise ValueError(
+                f"distillation temperature is {temperature}, it must be a finite number above 0; "
+                "common values are 1 to 4"
+            )
+        self.temperature = temperature
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> LossSum:
+        """Sum the divergence over the rows.
+
+        Args:
+            student_logits: `(num_labelled, vocab)`.
+            teacher_logits: `(num_labelled, vocab)`, the same positions in the same order.
+
+        Returns:
+            The sum and `num_labelled`.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
+            raise ValueError(
+                f"distillation: student logits {tuple(student_logits.shape)} and teacher logits "
+                f"{tuple(teacher_logits.shape)} must have one shape (num_labelled, vocab)"
+            )
+        tau = self.temperature
+        student = F.log_softmax(student_logits.float() / tau, dim=-1)
+        teacher = F.log_softmax(teacher_logits.detach().float() / tau, dim=-1)
+        divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
+        return LossSum(tau**2 * divergence, student_logits.shape[0])
+
+    def extra_repr(self) -> str:
+        """Show the temperature in `repr`."""
+        return f"temperature={self.temperature}"

@@ -1,0 +1,47 @@
+"""Masked language modelling loss (Devlin et al., 2019, section 3.1)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..loss_term import LossSum, LossTerm
+
+IGNORED_LABEL = -100
+
+
+class MaskedLmLoss(LossTerm):
+    """Cross-entropy summed over the labelled positions.
+
+    Formula: `sum_{t: y_t != -100} -log softmax(z_t)[y_t]`, computed in fp32.
+
+    Source: BERT, https://arxiv.org/abs/1810.04805.
+    """
+
+    name = "masked_lm"
+    unit = "token"
+
+    def forward(self, logits: Tensor, labels: Tensor) -> LossSum:
+        """Sum the cross-entropy.
+
+        Args:
+            logits: `(..., vocab)`, any leading shape: `(num_labelled, vocab)` where the head ran
+                on labelled positions only, or `(batch, seq, vocab)`.
+            labels: Token ids of the leading shape, -100 where nothing is predicted.
+
+        Returns:
+            The sum and the number of labelled positions.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        if logits.shape[:-1] != labels.shape:
+            raise ValueError(
+                f"masked_lm: logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}; "
+                "labels must have the shape of logits without the last dimension"
+            )
+        total = F.cross_entropy(
+            logits.float().flatten(0, -2),
+            labels.flatten(),
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
+        )
+        return LossSum(total, labels.ne(IGNORED_LABEL).sum())
