@@ -1,7 +1,7 @@
 """Model cards, generated from measured JSON. No number in a card is typed by hand."""
 
 from collections.abc import Iterable
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -37,7 +37,7 @@ def write_card(
     family: Family,
     description: dict[str, Any],
     evaluation: dict[str, Any] | None,
-    max_tokens: int,
+    config: Any,
 ) -> None:
     """Write ``README.md``.
 
@@ -46,7 +46,7 @@ def write_card(
         family: the row of the family.
         description: content of ``nestling.json``.
         evaluation: what ``nestling evaluate`` wrote; None makes the card say "not measured".
-        max_tokens: longest sequence of the model.
+        config: configuration of the model in the folder.
     """
     card = ModelCard.from_template(
         card_data(family, description, evaluation),
@@ -60,7 +60,8 @@ def write_card(
         provenance=[
             (label, description[key]) for key, label in _ORIGINS.items() if description.get(key)
         ],
-        max_tokens=max_tokens,
+        max_tokens=config.max_position_embeddings,
+        example=config.budgets[0],
     )
     (folder / "README.md").write_text(str(card).rstrip() + "\n", encoding="utf-8")
 
@@ -109,7 +110,7 @@ def ladder_rows(
 
 
 def _results(row: dict[str, Any], data: dict[str, Any]) -> list[EvalResult]:
-    name = _portable(data.get("name") or data.get("path") or "evaluation text")
+    name = data.get("name") or data.get("path") or "evaluation text"
     return [
         EvalResult(
             task_type="fill-mask",
@@ -137,13 +138,7 @@ def _conditions(evaluation: dict[str, Any] | None) -> str:
 def _scalars(values: dict[str, Any]) -> Iterable[str]:
     for key, value in values.items():
         if isinstance(value, (str, int, float)) and value != "":
-            yield f"{key.replace('_', ' ')} {_portable(value)}"
-
-
-def _portable(value: Any) -> str:
-    """Name a file without the folders of the machine it was on."""
-    text = str(value)
-    return PurePath(text).name if text.startswith(("/", "~", ".")) else text
+            yield f"{key.replace('_', ' ')} {value}"
 
 
 def _with_interval(row: dict[str, Any]) -> str:
@@ -153,4 +148,4 @@ def _with_interval(row: dict[str, Any]) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,11 +16,18 @@ from safetensors import SafetensorError, safe_open
 MARKER = "nestling.json"
 LADDER = "budgets.json"
 PRODUCER = "nestling"
+# Not after a letter, dot, colon or slash: relative paths, URLs and ratios stay as they are.
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])~?/(?:[^\s/]+/)*([^\s/]+)/?")
 _DISK_FULL = ("No space left", "os error 28", "Disk quota exceeded")
 
 
 class ExportError(ValueError):
     """An export that cannot be made; nothing was changed."""
+
+
+def without_paths(text: str) -> str:
+    """Replace absolute paths in ``text`` by their last part, so that exports name no machine."""
+    return _ABSOLUTE_PATH.sub(r"\1", text)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.families import FAMILIES, Family, register_families, resolve
-from .complete_folder import MARKER, ExportError, read_json
+from .complete_folder import MARKER, ExportError, read_json, without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class ElasticModel:
         origin: base model, recipe, command and commit of the training, where known.
     """
 
-    model: PreTrainedModel
+    model: Any  # a PreTrainedModel with set_budget and slice
     dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase | None
     family: Family
@@ -54,7 +54,7 @@ def describe_model(
     family = _family_of(model.config.model_type, name)
     auto_class = _auto_class(family, type(model).__name__, name)
     _check_tokenizer(tokenizer, model.config)
-    known = {key: origin[key] for key in ORIGIN_KEYS if origin.get(key)}
+    known = {key: without_paths(origin[key]) for key in ORIGIN_KEYS if origin.get(key)}
     return ElasticModel(model, model.dtype, tokenizer, family, auto_class, name, known)
 
 

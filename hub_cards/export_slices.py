@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
 from ..configuration.budget import select_budgets
@@ -93,7 +93,7 @@ def export(
 
 
 def export_elastic(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     folder: str | Path,
     evaluation: str | Path | None = None,
@@ -129,7 +129,8 @@ def _check_request(
     if format not in FORMATS:
         raise ExportError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
     if not budgets or (single and len(budgets) != 1):
-        raise ExportError(f"{len(budgets)} budgets given; give {'one' if single else 'at least one'}")
+        needed = "exactly one" if single else "at least one"
+        raise ExportError(f"{len(budgets)} budgets given; give {needed}")
     if output.resolve() == model_dir.resolve():
         raise ExportError(f"output {output} is the model itself; choose another folder")
     require_replaceable(output)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from .complete_folder import LADDER, ExportError, read_json
+from .complete_folder import LADDER, ExportError, read_json, without_paths
 
 SCHEMA_VERSION = 1
 FLOPS_TOKENS = 128
@@ -34,7 +34,18 @@ def read_evaluation(path: str | Path | None, model_type: str) -> dict[str, Any] 
         )
     if content.get("family") != model_type:
         raise ExportError(f"{path} measures {content.get('family')!r}, the model is {model_type!r}")
-    return content
+    return {key: _portable(value) for key, value in content.items()}
+
+
+def _portable(value: Any) -> Any:
+    """Return ``value`` with every absolute path in it cut to its last part."""
+    if isinstance(value, str):
+        return without_paths(value)
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    return value
 
 
 def measured_row(evaluation: dict[str, Any] | None, budget: Any) -> dict[str, Any] | None:

@@ -67,7 +67,7 @@ def write_own_class(
     _write_weights(folder, unique_tensors(model), dtype)
 
 
-def write_native_class(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
+def write_native_class(folder: Path, model: Any, dtype: torch.dtype) -> None:
     """Write a slice as the stock ModernBERT class it equals.
 
     Raises:

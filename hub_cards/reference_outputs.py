@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 REFERENCE = "reference.safetensors"
 SEED = 0
@@ -38,7 +37,7 @@ def logit_positions(mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reference_outputs(model: PreTrainedModel, budget: Any) -> dict[str, Tensor]:
+def reference_outputs(model: Any, budget: Any) -> dict[str, Tensor]:
     """Run the *elastic* model at ``budget``: what the exported slice must reproduce.
 
     Args:

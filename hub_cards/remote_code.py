@@ -59,9 +59,9 @@ def flatten(
     commit = source_commit(source_root)
     homes: dict[str, str] = {}
     files: dict[str, bytes] = {}
-    queue = list(roots)
+    queue = [(root, "the family table") for root in roots]
     while queue:
-        module = queue.pop(0)
+        module, importer = queue.pop(0)
         leaf = module.rsplit(".", 1)[-1]
         if homes.setdefault(leaf, module) != module:
             raise RemoteCodeError(
@@ -72,7 +72,8 @@ def flatten(
         path = module.replace(".", "/") + ".py"
         if module in NEVER_SHIPPED or not (source_root / path).is_file():
             raise RemoteCodeError(
-                f"{module} cannot be shipped: import the leaf module that defines the name"
+                f"{importer} imports {module}, which cannot be shipped; "
+                "import the leaf module that defines the name"
             )
         source = (source_root / path).read_bytes()
         imports = relative_imports(module, source, package)
@@ -85,7 +86,7 @@ def flatten(
                 line[: found.start] + b"from ." + target + b" import" + line[found.end :]
             )
         files[f"{leaf}.py"] = header.encode() + b"".join(lines)
-        queue.extend(found.target for found in imports)
+        queue.extend((found.target, module) for found in imports)
     return files
 
 
@@ -148,9 +149,11 @@ def check_flat_folder(folder: Path, names: Sequence[str]) -> None:
                 f"{name}: the loader's text scan and Python disagree about importing {odd}; "
                 "a docstring line must not begin like a relative import"
             )
-        absent = [p for p in get_relative_import_files(folder / name) if not Path(p).is_file()]
-        if absent:
-            raise RemoteCodeError(f"{name}: needs {', '.join(Path(p).name for p in absent)}")
+        try:
+            get_relative_import_files(folder / name)
+        except FileNotFoundError as error:
+            absent = Path(error.filename).name
+            raise RemoteCodeError(f"{name} needs {absent}, which is not in the folder") from None
 
 
 _ROOM = "modeling"  # any shipped room: in a flat folder every import has one dot

@@ -63,6 +63,7 @@ def write_elastic_folder(
     write_own_class(folder, elastic.model, elastic.dtype, auto_map)
     write_reference(folder, reference_outputs(elastic.model, None))
     description = _describe(elastic, whole, "elastic", "remote", evaluation)
+    description["folder"] = elastic.name
     _write_companions(folder, elastic, config, description, evaluation)
 
 
@@ -113,5 +114,5 @@ def _write_companions(
         write_tokenizer(folder, elastic.tokenizer, tokens)
         if elastic.family.is_encoder:
             write_sentence_files(folder, config.hidden_size, tokens)
-    write_card(folder, elastic.family, description, evaluation, tokens)
+    write_card(folder, elastic.family, description, evaluation, config)
     write_json(folder / MARKER, description)

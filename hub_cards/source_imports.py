@@ -105,6 +105,6 @@ def _check_absolute(name: str, module: str, line: int, package: str) -> None:
         )
     if name not in ALLOWED_PACKAGES:
         raise RemoteCodeError(
-            f"{module} line {line}: imports {name}, which every user would have to install; allowed "
-            "are the standard library, torch and transformers (others only inside try/except)"
+            f"{module} line {line}: imports {name}, which every user would need; "
+            "allowed are the standard library, torch and transformers (others inside try/except)"
         )

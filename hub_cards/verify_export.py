@@ -130,7 +130,8 @@ def exported_folders(folder: Path) -> list[Path]:
         return [folder.resolve()]
     if not (folder / LADDER).is_file():
         raise ExportError(
-            f"{folder} has neither {MARKER} nor {LADDER}; give a folder that `nestling export` wrote"
+            f"{folder} has neither {MARKER} nor {LADDER}; "
+            "give a folder that `nestling export` wrote"
         )
     entries = read_json(folder / LADDER)["budgets"]
     folders = [folder.resolve() / e["folder"] for e in entries if e["format"] != "state-dict"]

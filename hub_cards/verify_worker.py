@@ -58,7 +58,7 @@ class FolderProof:
             header = int.from_bytes(file.read(8), "little")
         stored = path.stat().st_size - 8 - header
         with safe_open(path, framework="pt") as file:
-            count = sum(_size(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+            count = sum(_size(file.get_slice(key).get_shape()) for key in file.keys())
         _require(stored == self.about["bytes"], f"{stored} bytes, formula {self.about['bytes']}")
         _require(
             count == self.about["parameters"],
@@ -179,8 +179,8 @@ def prove(folder: Path, tolerance: float) -> list[dict[str, Any]]:
         proof = FolderProof(folder)
         checks = list(proof.checks())
     except Exception as error:
-        remark = f"{type(error).__name__}: {error}"
-        return [{**where, "check": "files", "status": "failed", "difference": None, "remark": remark}]
+        failure = {"status": "failed", "difference": None, "remark": f"{error}"}
+        return [{**where, "check": "files", **failure}]
     return [{**where, "check": name, **run_check(check, tolerance)} for name, check in checks]
 
 

@@ -121,8 +121,10 @@ def train(
     if dry_run:
         show_line(recipe_yaml(recipe))
         return
-    output_dir = family_module(recipe.family, "train").train(recipe, resume=resume)
-    show_line(f"Finished: {output_dir}")
+    report = family_module(recipe.family, "train").train(recipe, resume=resume)
+    show_rows("Budget ladder", report.rows)
+    for name, path in report.written.items():
+        show_line(f"{name:<8} {path}")
 
 
 @app.command()
@@ -255,13 +257,16 @@ def pick(
     max_ms: Annotated[float | None, typer.Option(help="Milliseconds per sequence.")] = None,
     max_mb: Annotated[float | None, typer.Option(help="Megabytes of weights.")] = None,
     max_flops: Annotated[float | None, typer.Option(help="FLOPs per sequence.")] = None,
+    measure: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Time this model here if the file is from elsewhere."),
+    ] = None,
 ) -> None:
     """Pick the best budget within limits: at most X ms, Y MB or Z FLOPs on this machine."""
-    if max_ms is None and max_mb is None and max_flops is None:
-        raise UsageError("no limit is given; add --max-ms, --max-mb or --max-flops")
     from .budget_picker import pick as pick_budget
 
-    show_rows("Picked", [pick_budget(table, max_ms=max_ms, max_mb=max_mb, max_flops=max_flops)])
+    picked = pick_budget(table, max_ms=max_ms, max_mb=max_mb, max_flops=max_flops, measure=measure)
+    show_rows("Picked", [picked._asdict()])
 
 
 @app.command()

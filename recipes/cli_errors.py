@@ -61,7 +61,9 @@ EXIT_CODES: dict[str, int] = {
     "nestling.trainers.checkpoint_files.CheckpointWriteError": DATA,
     "nestling.trainers.event_log.EventLogError": CHECKPOINT,
     "nestling.trainers.hooked_trainer.NonFiniteLossError": GATE,
+    # One class; its module was renamed between releases.
     "safetensors_rust.SafetensorError": CHECKPOINT,
+    "safetensors._safetensors_rust.SafetensorError": CHECKPOINT,
     "builtins.UnicodeDecodeError": DATA,
     # Configurations refuse bad values with a plain ValueError.
     "builtins.ValueError": CHECKPOINT,

@@ -21,7 +21,8 @@ def write_json(path: Path, payload: Mapping[str, Any]) -> None:
         path: Target; parents are made, an existing file is replaced.
         payload: What to write.
     """
-    write_whole_file(path, json.dumps(_finite(payload), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(_finite(payload), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_whole_file(path, text)
 
 
 def read_evaluation(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def read_evaluation(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
     else:
         name = str(source)
         try:
-            content = json.loads(Path(source).read_text())
+            content = json.loads(Path(source).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(
                 f"{name} does not exist; write it with: nestling evaluate MODEL --output {name}"

@@ -1,24 +1,31 @@
 """Suggestions for misspelt names in error messages."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
+
+LEAST_LIKENESS = 0.6
 
 
-def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Return the names most like ``name``, best first; dotted ones also match by their last part."""
-    names = list(known)
-    by_leaf: dict[str, list[str]] = {}
-    for candidate in names:
-        by_leaf.setdefault(candidate.rsplit(".", 1)[-1], []).append(candidate)
-    leaf = name.rsplit(".", 1)[-1]
-    matches = list(by_leaf.get(leaf, []))
-    matches += get_close_matches(name, names, n=count, cutoff=0.6)
-    for close in get_close_matches(leaf, by_leaf, n=count, cutoff=0.6):
-        matches += by_leaf[close]
-    return list(dict.fromkeys(matches))[:count]
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like ``name``, or None where none is near.
+
+    The last part of a dotted name counts most: a key in the wrong section is found by its own
+    name, ``model.lr -> training.lr``.
+    """
+    scored = [(_likeness(name, candidate), candidate) for candidate in known]
+    best = max(scored, key=lambda pair: pair[0], default=(0.0, ""))
+    return best[1] if best[0] >= LEAST_LIKENESS else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean X?``, or nothing where no known name is near."""
-    matches = nearest(name, known)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    match = nearest(name, known)
+    return f"; did you mean {match}?" if match else ""
+
+
+def _likeness(name: str, candidate: str) -> float:
+    parent, _, leaf = name.rpartition(".")
+    candidate_parent, _, candidate_leaf = candidate.rpartition(".")
+    leaves = SequenceMatcher(None, leaf, candidate_leaf).ratio()
+    whole = SequenceMatcher(None, name, candidate).ratio()
+    return max(leaves + 0.1 * (parent == candidate_parent), 0.9 * whole)

@@ -1,8 +1,14 @@
-"""Whether this machine computes faster in bfloat16."""
+"""What this machine computes with: an accelerator or not, fast bfloat16 or not."""
 
-from .environment import cpu_flags
+from .environment import cpu_has_bf16
 
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+def has_accelerator() -> bool:
+    """Whether training would run on a GPU, an XLA device or another accelerator."""
+    import torch
+    from transformers.utils import is_torch_xla_available
+
+    return torch.accelerator.is_available() or is_torch_xla_available()
 
 
 def has_fast_bf16(use_cpu: bool = False) -> bool:
@@ -10,5 +16,5 @@ def has_fast_bf16(use_cpu: bool = False) -> bool:
     import torch
 
     if torch.cuda.is_available() and not use_cpu:
-        return torch.cuda.is_bf16_supported()
-    return bool(BF16_FLAGS & set(cpu_flags()))
+        return bool(torch.cuda.is_bf16_supported())
+    return cpu_has_bf16()

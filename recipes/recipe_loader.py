@@ -17,6 +17,7 @@ from .recipe_catalogue import RECIPES_FOLDER, find_recipe
 from .recipe_overrides import Override, hydra_overrides, recipe_keys, split_arguments
 from .recipe_schema import RECIPE_SCHEMAS, Recipe
 from .recipe_validation import validate
+from .whole_file import write_whole_file
 
 SAVED_NAME = "recipe.yaml"
 _PRIMARY, _SCHEMA_GROUP = "nestling_recipe", "schema"
@@ -66,15 +67,14 @@ def recipe_yaml(recipe: Recipe) -> str:
     import yaml
 
     header = "# @package _global_\n# Resolved recipe of a run.\n"
-    return header + yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+    body: str = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+    return header + body
 
 
 def save_recipe(recipe: Recipe, folder: Path) -> Path:
     """Write ``recipe.yaml`` into ``folder``: the old file or the whole new one, never a part."""
-    from .data.manifest import write_whole
-
     path = folder / SAVED_NAME
-    write_whole(path, lambda temporary: temporary.write_text(recipe_yaml(recipe), encoding="utf-8"))
+    write_whole_file(path, recipe_yaml(recipe))
     return path
 
 

@@ -64,6 +64,7 @@ def tiny_tokenizer() -> Any:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", "attention_mask"],
         model_max_length=FAMILIES["delta_encoder"].tiny["max_position_embeddings"],
     )
 

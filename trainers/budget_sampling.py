@@ -63,7 +63,6 @@ class SandwichSampler(Generic[BudgetT]):
         seed: int = 0,
         mode: Literal["sandwich", "fixed"] = "sandwich",
     ) -> None:
-        """Order the budgets and cut the middle into strata."""
         if not budgets or len(budgets) != len(flops):
             raise ValueError(
                 f"got {len(budgets)} budgets and {len(flops)} FLOP numbers; give one or more "

@@ -46,7 +46,6 @@ class CheckpointingTrainer(Trainer):
     """
 
     def __init__(self, *, stateful: Mapping[str, Stateful] | None = None, **kwargs: Any) -> None:
-        """Keep the hooks."""
         super().__init__(**kwargs)
         self.stateful: dict[str, Stateful] = dict(stateful or {})
 

@@ -48,7 +48,6 @@ class DeltaEncoderTrainer(HookedTrainer):
         teacher: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
-        """Pick the two terms and prepare the teacher."""
         super().__init__(model=model, args=args, terms=terms, **kwargs)
         self.budget_sampler = budget_sampler
         self._masked_lm, self._distillation = self._pick_terms()
@@ -80,7 +79,9 @@ class DeltaEncoderTrainer(HookedTrainer):
                 f"the teacher has a vocabulary of {teacher_size} tokens, the model of "
                 f"{student_size}; distillation needs the same tokenizer on both sides"
             )
-        return teacher.requires_grad_(False).eval().to(self.args.device)
+        teacher.train(False)
+        frozen: nn.Module = teacher.requires_grad_(False)
+        return frozen.to(self.args.device)
 
     def step_losses(self, model: nn.Module, batch: dict[str, Any], step: int) -> dict[str, LossSum]:
         """Run all budgets of the step in one forward and sum the terms."""

@@ -18,7 +18,6 @@ class EventCallback(TrainerCallback):
     """
 
     def __init__(self, event_log: EventLog, terms: Mapping[str, WeightedTerm]) -> None:
-        """Keep the file and describe the terms."""
         self.event_log = event_log
         self.terms = [
             {

@@ -50,7 +50,6 @@ class EventLog:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Remember the path; nothing is touched before the first event."""
         self.path = Path(path)
         self._descriptor: int | None = None
 

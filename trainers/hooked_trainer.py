@@ -77,7 +77,6 @@ class HookedTrainer(CheckpointingTrainer):
         event_log: EventLog | None = None,
         **kwargs: Any,
     ) -> None:
-        """Check the terms and hook into the Trainer."""
         self.terms = _terms_by_name(terms)
         if _LOSS_LOG_NAME in (stateful or {}):
             raise ValueError(f"the hook name {_LOSS_LOG_NAME!r} is taken; choose another one")

@@ -101,7 +101,6 @@ class Phases:
     """
 
     def __init__(self, phases: Sequence[Phase]) -> None:
-        """Check the ratios."""
         self.phases = tuple(phases)
         ratios = [phase.ratio for phase in self.phases]
         if any(not 0.0 < ratio <= 1.0 for ratio in ratios) or abs(sum(ratios) - 1.0) > 1e-6:

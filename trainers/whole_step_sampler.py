@@ -43,7 +43,6 @@ class WholeStepSampler(Sampler[int]):
     """
 
     def __init__(self, sampler: TrainSampler, rows_per_step: int) -> None:
-        """Check that one step can be filled."""
         if len(sampler) < rows_per_step:
             raise ValueError(
                 f"the training data have {len(sampler)} rows, one optimizer step takes "

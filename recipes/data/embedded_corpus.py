@@ -95,11 +95,12 @@ def standard_library_modules() -> list[tuple[str, Path]]:
     """
     root = Path(sysconfig.get_path("stdlib"))
     modules: list[tuple[str, Path]] = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        if parts[0] not in sys.stdlib_module_names or SKIPPED_PACKAGES.intersection(parts):
-            continue
-        modules.append((".".join(part for part in parts if part != "__init__"), path))
+    # Only known names are looked into: site-packages lies in the same folder and is large.
+    for name in sys.stdlib_module_names - SKIPPED_PACKAGES:
+        for path in (root / f"{name}.py", *(root / name).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if path.is_file() and not SKIPPED_PACKAGES.intersection(parts):
+                modules.append((".".join(part for part in parts if part != "__init__"), path))
     if not modules:
         raise DataError(
             f"no sources of the standard library in {root}; use a Python that has them, "

@@ -14,6 +14,7 @@
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,14 @@ from .text_columns import ColumnChoice, ResolvedColumns
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz", ".parquet")
 MAX_FIELD_CHARACTERS = 2**31 - 1  # the csv module stops at 131,072 otherwise
+DAMAGED = (
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    csv.Error,
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+)
 
 
 class FileDocuments:
@@ -71,7 +80,7 @@ class FileDocuments:
         for file in self.files:
             try:
                 yield from self._file_documents(file)
-            except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, EOFError) as error:
+            except DAMAGED as error:
                 raise DataError(
                     f"{file} cannot be read: {error}; allowed is UTF-8 text of the form its "
                     f"name says; convert or remove it"

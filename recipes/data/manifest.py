@@ -5,14 +5,12 @@ a complete file. What it names is therefore always whole on disk; anything else 
 an interruption and is made again.
 """
 
-import errno
 import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..whole_file import write_whole_file
 from .documents import SPLITS, DataError, Split
 from .packing import fill_rate
 
@@ -131,7 +129,7 @@ class Manifest:
             DataError: If the disk is full.
         """
         text = json.dumps(self.to_dict(), indent=1, sort_keys=True) + "\n"
-        write_whole(folder / MANIFEST_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        write_whole_file(folder / MANIFEST_FILE, text)
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -161,26 +159,3 @@ class Manifest:
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file} is damaged ({error!r}); prepare the data again") from error
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, force it to disk and rename it to `path`.
-
-    Raises:
-        DataError: If the disk is full; the temporary file is removed.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno == errno.ENOSPC:
-            raise DataError(
-                f"the disk is full while writing {path}; what was written before is kept: free "
-                f"some space and run the same command again"
-            ) from error
-        raise

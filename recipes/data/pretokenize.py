@@ -16,9 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..whole_file import write_whole
 from .documents import SPLITS, CorpusScan, DataError, DocumentSource, Split, scan_documents
 from .encoding_pool import text_encoder
-from .manifest import MANIFEST_FILE, Manifest, PreparationSettings, ShardRecord, write_whole
+from .manifest import MANIFEST_FILE, Manifest, PreparationSettings, ShardRecord
 from .row_windows import WINDOW_DOCUMENTS, RowSettings, RowWindow, SplitRows, row_windows
 from .tokenizer_training import check_tokenizer, special_tokens, tokenizer_hash
 

@@ -1,6 +1,7 @@
 """Milliseconds per sequence of the sliced, standalone models, on the CPU of this machine."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 
@@ -35,7 +36,7 @@ def measure_latency(
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(model.config.vocab_size, (1, sequence_length), generator=generator)
-    trunk = model.base_model
+    trunk = cast(DeltaEncoderModel, model.base_model)
     slices = {str(budget): standalone_trunk(trunk, budget) for budget in budgets}
 
     def forward(sliced: DeltaEncoderModel) -> Callable[[], object]:
@@ -53,7 +54,7 @@ def standalone_trunk(trunk: DeltaEncoderModel, budget: DeltaBudget) -> DeltaEnco
     Where the hidden width is whole, the copy of the embedding is given up for the original:
     otherwise the table of a large vocabulary would lie in memory once per budget.
     """
-    sliced = trunk.slice(budget).to("cpu").eval()
+    sliced = trunk.slice(budget).train(False).cpu()
     original = trunk.embeddings.token.weight
     if original.device.type == "cpu" and original.shape == sliced.embeddings.token.weight.shape:
         sliced.embeddings.token.weight = original

@@ -59,7 +59,8 @@ class BudgetScore:
                 f"budget {budget} gives a loss that is not finite (NaN or infinite); the weights "
                 "are damaged or training diverged: evaluate an earlier checkpoint"
             )
-        self.row_losses.append(np.bincount(rows.cpu().numpy(), losses.double().cpu().numpy()))
+        summed = np.bincount(rows.cpu().numpy(), weights=losses.double().cpu().numpy())
+        self.row_losses.append(summed.astype(np.float64))
         self.correct += int(hits.sum())
         self.bins.update(confidences.cpu().numpy(), hits.cpu().numpy())
         if self.fit is not None:
@@ -133,7 +134,7 @@ def score_budgets(
     }
     row_tokens: list[NDArray[np.float64]] = []
     was_training = model.training
-    model.eval()
+    model.train(False)
     try:
         for batch in batches:
             row_tokens.append(_score_batch(model, batch, scores))

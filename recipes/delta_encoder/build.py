@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
@@ -29,7 +28,7 @@ from ...trainers.training_arguments import NestlingTrainingArguments
 from ..cli_errors import DataError
 from ..data.corpus import PreparedData
 from ..data.streaming import StreamingPackedRows
-from ..precision import has_fast_bf16
+from ..precision import has_accelerator, has_fast_bf16
 from ..recipe_schema import DeltaEncoderRecipe, ModelSection
 
 IMPORTANCE_BATCHES = 8
@@ -119,6 +118,9 @@ def build_trainer(
         terms.append(WeightedTerm(DistillationLoss(loss.kd_temperature), Constant(loss.kd_weight)))
         if loss.teacher is not None:
             teacher = AutoModelForMaskedLM.from_pretrained(loss.teacher)
+    if recipe.training.gradient_checkpointing:
+        # Transformers 4.57 and 5 name the training argument differently; the model's method, not.
+        model.gradient_checkpointing_enable()
     streaming = isinstance(data.train_rows, StreamingPackedRows)
     rows = data.train_rows if streaming else PositionedRows(data.train_rows)
     trainer = DeltaEncoderTrainer(
@@ -173,7 +175,6 @@ def training_arguments(recipe: DeltaEncoderRecipe, streaming: bool) -> NestlingT
         lr_multipliers=dict(section.lr_multipliers),
         max_grad_norm=section.max_grad_norm,
         bf16=uses_bf16(recipe),
-        gradient_checkpointing=section.gradient_checkpointing,
         torch_compile=section.torch_compile,
         logging_steps=section.logging_steps,
         save_steps=section.save_steps,
@@ -182,7 +183,7 @@ def training_arguments(recipe: DeltaEncoderRecipe, streaming: bool) -> NestlingT
         eval_steps=section.eval_steps,
         prediction_loss_only=True,
         report_to=section.report_to,
-        use_cpu=section.use_cpu,
+        use_cpu=section.use_cpu or not has_accelerator(),
         dataloader_num_workers=section.dataloader_num_workers,
         ignore_data_skip=streaming,
     )
@@ -198,7 +199,7 @@ def attention_of(recipe: DeltaEncoderRecipe) -> str:
     """Resolve ``auto``: eager for bfloat16 on a CPU, whose fused backward is slower, else sdpa."""
     if recipe.model.attn_implementation != "auto":
         return recipe.model.attn_implementation
-    on_cpu = recipe.training.use_cpu or not torch.cuda.is_available()
+    on_cpu = recipe.training.use_cpu or not has_accelerator()
     return "eager" if on_cpu and uses_bf16(recipe) else "sdpa"
 
 

@@ -1,6 +1,7 @@
 """From a model folder and its saved recipe to the model and the batches to evaluate it on."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ...trainers.masked_lm_collator import MaskedLMCollator
 from ...trainers.stream_sampler import PositionedRows
 from ..cli_errors import DataError, ModelFolderError
 from ..data.corpus import build_data
+from ..data.manifest import MANIFEST_FILE
 from ..recipe_loader import load_saved_recipe
 from ..recipe_overrides import split_arguments
 from ..recipe_schema import DataSection, DeltaEncoderRecipe
@@ -98,22 +100,26 @@ def evaluation_loader(
     return DataLoader(subset, batch_size=batch_size, collate_fn=collator)
 
 
-def _data_section(
-    section: DataSection, folder: Path, overrides: Sequence[str]
-) -> DataSection:
+def _data_section(section: DataSection, folder: Path, overrides: Sequence[str]) -> DataSection:
     """Adapt the data keys of training to the evaluation of a finished model."""
     changed = {override.key for override in split_arguments(overrides)}
-    # Rows prepared for training are no longer what other data keys ask for.
-    if any(key.startswith("data.") for key in changed) and "data.pretokenized_path" not in changed:
-        section.pretokenized_path = None
+    changes: dict[str, Any] = {}
+    if "data.pretokenized_path" not in changed and section.pretokenized_path is not None:
+        # Rows prepared for training are not what other data keys ask for. A run folder that was
+        # moved still has its rows beside the model.
+        places = [Path(section.pretokenized_path), folder.resolve().parent / "data"]
+        kept = [str(place) for place in places if (place / MANIFEST_FILE).is_file()]
+        asks_for_others = any(key.startswith("data.") for key in changed)
+        changes["pretokenized_path"] = None if asks_for_others or not kept else kept[0]
     # A tokenizer trained anew on other text would number its tokens differently.
     if "data.tokenizer" not in changed and (folder / "tokenizer.json").is_file():
-        section.tokenizer = str(folder)
-    return section
+        changes["tokenizer"] = str(folder)
+    return replace(section, **changes)
 
 
 def _load_model(folder: Path) -> DeltaEncoderForMaskedLM:
-    model = DeltaEncoderForMaskedLM.from_pretrained(folder, dtype=torch.float32)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded: DeltaEncoderForMaskedLM = model.to(device).eval()
-    return loaded
+    device = "cuda" if torch.cuda.is_available() else None
+    model = DeltaEncoderForMaskedLM.from_pretrained(
+        folder, dtype=torch.float32, device_map=device
+    )
+    return model.train(False)

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,25 @@ from ..recipe_loader import save_recipe
 from ..recipe_schema import DeltaEncoderRecipe
 from .build import build_model, build_trainer
 from .evaluate import evaluate_folder
+from .evaluation_table import Row
 
 logger = logging.getLogger(__name__)
 
 DATA_FOLDER, MODEL_FOLDER, SLICES_FOLDER = "data", "model", "slices"
 METRICS_FILE = "metrics.json"
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a finished run has to show.
+
+    Attributes:
+        rows: one row per budget, the cheapest first.
+        written: what lies where.
+    """
+
+    rows: list[Row]
+    written: dict[str, Path]
 
 
 def prepare(recipe: DeltaEncoderRecipe) -> Path:
@@ -37,7 +51,7 @@ def prepare(recipe: DeltaEncoderRecipe) -> Path:
     return Path(str(section.pretokenized_path))
 
 
-def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> Path:
+def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
     """Run a recipe from data to verified slices.
 
     Leaves in ``output_dir``: ``model/`` (the nested model as a self-contained folder),
@@ -49,7 +63,7 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> Path:
         resume: go on from the newest complete checkpoint, if there is one.
 
     Returns:
-        ``output_dir``.
+        The ladder of the budgets and where things are.
 
     Raises:
         UsageError: if ``output_dir`` holds another run and ``resume`` is off.
@@ -71,14 +85,14 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> Path:
     model = build_model(recipe, data)
     trainer = build_trainer(recipe, model, data)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.is_world_process_zero():
-        publish(recipe, trainer.model, data, output_dir)
-    return output_dir
+    if not trainer.is_world_process_zero():
+        return TrainReport([], {})
+    return publish(recipe, trainer.model, data, output_dir)
 
 
 def publish(
     recipe: DeltaEncoderRecipe, model: Any, data: PreparedData, output_dir: Path
-) -> None:
+) -> TrainReport:
     """Write the nested model, measure it, and cut and verify the slices."""
     origin = {
         "base_model": recipe.model.init_from,
@@ -87,7 +101,8 @@ def publish(
     }
     model_dir, metrics = output_dir / MODEL_FOLDER, output_dir / METRICS_FILE
     export_elastic(model, data.tokenizer, model_dir, **origin)
-    evaluate_folder(model_dir, metrics)
+    rows = evaluate_folder(model_dir, metrics)
+    written = {"model": model_dir, "metrics": metrics, "plot": metrics.with_suffix(".png")}
     # Once more, now that the card can show what was measured.
     export_elastic(model, data.tokenizer, model_dir, evaluation=metrics, **origin)
     if recipe.export.budgets:
@@ -99,6 +114,8 @@ def publish(
             evaluation=metrics,
             verify=recipe.export.verify,
         )
+        written["slices"] = output_dir / SLICES_FOLDER
+    return TrainReport(rows, written)
 
 
 def with_data_folder(recipe: DeltaEncoderRecipe) -> DeltaEncoderRecipe:

@@ -53,7 +53,9 @@ HEADED_CASES = [case for case in CASES if case.auto_class != "AutoModel"]
 def token_ids(config: Any, rows: int = 3, tokens: int = 20, seed: int = 0) -> Tensor:
     """Seeded ids from the upper part of the vocabulary, where no special tokens are."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(config.vocab_size // 8, config.vocab_size, (rows, tokens), generator=generator)
+    return torch.randint(
+        config.vocab_size // 8, config.vocab_size, (rows, tokens), generator=generator
+    )
 
 
 def padded_batch(config: Any, rows: int = 3, tokens: int = 20) -> dict[str, Tensor]:
@@ -86,7 +88,7 @@ def main_output(outputs: Any) -> Tensor:
 
 
 def compute(model: Any, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-    """The main output without a graph, with rows of padding removed where there is one per token."""
+    """The main output without a graph; outputs per token lose those of padding."""
     with torch.no_grad():
         output = main_output(model(**batch, **kwargs))
     mask = batch["attention_mask"]

@@ -181,7 +181,7 @@ def test_tied_weights_are_shared_and_stored_once(case: Case, tmp_path: Path) -> 
 
 @by_case
 def test_every_parameter_gets_a_gradient(case: Case) -> None:
-    """Summed over the smallest and the largest budget, from the first step, on real initial weights."""
+    """Summed over the smallest and the largest budget, at the first step of a fresh model."""
     torch.manual_seed(0)
     model = case.model_class(case.config()).train()
     batch = padded_batch(model.config)

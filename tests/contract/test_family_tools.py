@@ -70,7 +70,10 @@ def test_lora_trains_saves_reloads_and_merges(case: Case, sliced: bool, tmp_path
     torch.testing.assert_close(compute(merged, batch), tuned, atol=1e-4, rtol=1e-4)
     budget = ends(merged.config)[0]
     torch.testing.assert_close(
-        compute(merged.slice(budget), batch), compute(merged, batch, budget=budget), atol=1e-5, rtol=1e-5
+        compute(merged.slice(budget), batch),
+        compute(merged, batch, budget=budget),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 

@@ -8,7 +8,9 @@ from types import ModuleType
 import pytest
 from nestling.configuration.budget import BudgetError
 from nestling.recipes import cli
+from nestling.recipes.budget_picker import Pick
 from nestling.recipes.cli_errors import GateError
+from nestling.recipes.console import show_rows
 from nestling.recipes.recipe_schema import DeltaEncoderRecipe
 
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "datasets")
@@ -136,6 +138,35 @@ def test_train_hands_over_the_recipe(
     assert "here" in capsys.readouterr().out
 
 
+def test_prepare_hands_over_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seam = ModuleType("train")
+    seam.__dict__["prepare"] = lambda recipe: Path(recipe.output_dir) / "data"
+    monkeypatch.setattr("nestling.recipes.saved_model.family_module", lambda family, part: seam)
+    arguments = ["prepare", "recipe=delta_encoder/tiny", "output_dir=here"]
+    assert cli._run(arguments) == 0
+    assert "here/data" in capsys.readouterr().out
+    assert cli._run([*arguments, "--dry-run"]) == 0
+    assert "output_dir: here" in capsys.readouterr().out
+
+
+def test_tables_print_brackets_and_gaps_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    show_rows("Rows", [{"name": "nestling[neuron]", "count": 12345, "share": 0.123456}])
+    show_rows("Gaps", [{"name": ":smile:", "share": None}])
+    show_rows("Nothing at all", [])
+    shown = capsys.readouterr().out
+    for text in (
+        "nestling[neuron]",
+        "12,345",
+        "0.1235",
+        ":smile:",
+        " - ",
+        "Nothing at all: nothing",
+    ):
+        assert text in shown
+
+
 def test_evaluate_reads_the_family_and_takes_many_budgets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,9 +272,9 @@ def test_push_compile_pick_and_bench_call_their_seams(
         seen["check"] = (folder, batch_size, sequence_length)
         return "static"
 
-    def pick(table: Path, **limits: object) -> dict[str, object]:
+    def pick(table: Path, **limits: object) -> Pick:
         seen["pick"] = limits
-        return {"budget": "0.5:2:2"}
+        return Pick("0.5:2:2", "w050-h02-d02", 3.5, 1.25, 0.4, 1000, "measured")
 
     def run(output: Path) -> list[dict[str, object]]:
         seen["bench"] = output
@@ -266,7 +297,7 @@ def test_push_compile_pick_and_bench_call_their_seams(
     assert seen == {
         "push": (Path("d"), "org/name", options),
         "check": (Path("d"), 1, 64),
-        "pick": {"max_ms": 2.5, "max_mb": None, "max_flops": None},
+        "pick": {"max_ms": 2.5, "max_mb": None, "max_flops": None, "measure": None},
         "bench": tmp_path / "step.json",
     }
     shown = capsys.readouterr().out

@@ -1,5 +1,6 @@
 import errno
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from nestling.configuration.budget import BudgetError
@@ -8,12 +9,23 @@ from nestling.recipes.cli_errors import EXIT_CODES, exit_code_of, interrupted_li
 from nestling.recipes.data.documents import DataError
 
 
-@pytest.mark.parametrize("name", EXIT_CODES)
+@pytest.mark.parametrize("name", [name for name in EXIT_CODES if "safetensors" not in name])
 def test_every_named_exception_exists_under_its_own_name(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     error = getattr(import_module(module), attribute)
     assert f"{error.__module__}.{error.__qualname__}" == name
     assert issubclass(error, Exception)
+
+
+def test_a_truncated_weight_file_is_a_checkpoint_error(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\x40")
+    with pytest.raises(SafetensorError) as caught:
+        load_file(path)
+    assert exit_code_of(caught.value) == 4
 
 
 def test_there_is_one_data_error() -> None:

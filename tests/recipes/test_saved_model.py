@@ -47,6 +47,7 @@ def test_bench_suites_are_modules_with_run(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_nearest_names() -> None:
     keys = ["training.lr", "training.batch_size", "model.hidden_size"]
-    assert nearest("lr", keys) == ["training.lr"]
-    assert nearest("model.batch_sise", keys) == ["training.batch_size"]
+    assert nearest("lr", keys) == "training.lr"
+    assert nearest("model.batch_sise", keys) == "training.batch_size"
+    assert nearest("anything", []) is None
     assert did_you_mean("zzz", keys) == ""

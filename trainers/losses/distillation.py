@@ -28,7 +28,6 @@ class DistillationLoss(LossTerm):
     unit = "token"
 
     def __init__(self, temperature: float = 2.0) -> None:
-        """Check and keep the temperature."""
         super().__init__()
         if not math.isfinite(temperature) or temperature <= 0:
             raise ValueError(

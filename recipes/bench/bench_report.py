@@ -1,0 +1,73 @@
+"""What all benchmark suites share: threads, settings, the JSON file."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..environment import environment_block, load_average
+from ..evaluation_file import write_json
+
+SCHEMA_VERSION = 1
+KIND = "benchmark"
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Compute with so many threads inside the block; None leaves the setting alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def report(
+    suite: str,
+    settings: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    output: Path | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Build the result of a suite and write it.
+
+    Args:
+        suite: name of the module.
+        settings: the arguments it ran with.
+        results: one mapping per measured thing, with the clocks of `Timing.summary`.
+        summary: the ratios that matter, each with its target and whether it was met.
+        output: JSON file to write; None writes nothing.
+        seed: seed of the inputs.
+
+    Returns:
+        What the file holds.
+    """
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": KIND,
+        "suite": suite,
+        # Threads are those inside the block of `torch_threads`, so call this within it.
+        "environment": environment_block([seed]),
+        "threads": torch.get_num_threads(),
+        "load_average_after": load_average(),
+        "settings": dict(settings),
+        "results": [dict(result) for result in results],
+        "summary": dict(summary),
+    }
+    if output is not None:
+        write_json(output, content)
+    return content
+
+
+def gate(measured: float, target: float, at_least: bool) -> dict[str, Any]:
+    """Return a ratio, its target and whether the target was met."""
+    return {
+        "measured": measured,
+        "target": target,
+        "better": "higher" if at_least else "lower",
+        "met": measured >= target if at_least else measured <= target,
+    }

@@ -1,0 +1,113 @@
+"""Speed of a sliced encoder against stock ModernBERT of the same shape and weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
+from ...modeling.modernbert_weights import to_modernbert_config, to_modernbert_state
+from ..interleaved_timing import time_interleaved
+from .bench_models import build_model
+from .bench_report import gate, report, torch_threads
+
+TARGET = 0.98
+
+
+def run(
+    output: Path | None = None,
+    *,
+    vocab_size: int = 4096,
+    hidden_size: int = 384,
+    num_hidden_layers: int = 6,
+    num_attention_heads: int = 6,
+    intermediate_size: int = 576,
+    budget: str = "1.0:4:4:256",
+    shapes: tuple[tuple[int, int], ...] = ((1, 128), (8, 128)),
+    rounds: int = 25,
+    threads: int | None = 1,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Time three trunks in turn: the slice, stock ModernBERT with its weights, the nested model.
+
+    A native export *is* the stock class, so its speed is the stock speed by construction; what is
+    measured is our own class.
+
+    Args:
+        output: JSON file; None writes nothing.
+        vocab_size: vocabulary.
+        hidden_size: hidden channels of the nested model.
+        num_hidden_layers: its layers.
+        num_attention_heads: its heads.
+        intermediate_size: its MLP channels.
+        budget: the slice; heads x head_dim must equal its hidden width.
+        shapes: (rows, tokens) to time.
+        rounds: recorded rounds.
+        threads: torch threads; None leaves the setting alone.
+        seed: seed of weights and tokens.
+    """
+    settings = {name: value for name, value in locals().items() if name != "output"}
+    nested = build_model(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=intermediate_size,
+        max_length=max(tokens for _, tokens in shapes),
+        seed=seed,
+    ).train(False)
+    sliced = nested.slice(budget)
+    stock = stock_modernbert(sliced)
+    generator = torch.Generator().manual_seed(seed)
+    results: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    with torch_threads(threads):
+        for shape in shapes:
+            tokens = torch.randint(3, vocab_size, shape, generator=generator)
+            mask = torch.ones_like(tokens)
+            actions = {
+                "slice": _forward(sliced.model, tokens, mask),
+                "stock ModernBERT": _forward(stock.base_model, tokens, mask),
+                "nested at the budget": _forward(nested.model, tokens, mask, budget=budget),
+            }
+            difference = (actions["slice"]() - actions["stock ModernBERT"]()).abs().max()
+            clocks = {n: t.summary() for n, t in time_interleaved(actions, rounds, 3).items()}
+            cpu = {name: clock["cpu_ms"]["median"] for name, clock in clocks.items()}
+            name = f"{shape[0]} x {shape[1]}"
+            results += [{"shape": name, "model": model, **c} for model, c in clocks.items()]
+            speedup = cpu["stock ModernBERT"] / cpu["slice"]
+            summary[f"slice over stock, {name}"] = {
+                **gate(speedup, TARGET, at_least=True),
+                "largest_difference": float(difference),
+            }
+        return report("slice_speed", settings, results, summary, output, seed)
+
+
+def stock_modernbert(sliced: DeltaEncoderForMaskedLM) -> nn.Module:
+    """Return stock ModernBERT with the weights of a slice.
+
+    Raises:
+        ValueError: if the slice is not of a ModernBERT shape.
+    """
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    config = ModernBertConfig(**to_modernbert_config(sliced.config))
+    config._attn_implementation = sliced.config._attn_implementation
+    stock = ModernBertForMaskedLM(config)
+    stock.load_state_dict(to_modernbert_state(sliced.state_dict(), sliced.config))
+    return stock.train(False)
+
+
+def _forward(
+    trunk: nn.Module, tokens: Tensor, mask: Tensor, **kwargs: Any
+) -> Callable[[], Tensor]:
+    def action() -> Tensor:
+        with torch.inference_mode():
+            states: Tensor = trunk(
+                input_ids=tokens, attention_mask=mask, **kwargs
+            ).last_hidden_state
+        return states
+
+    return action

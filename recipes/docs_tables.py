@@ -1,0 +1,107 @@
+"""Write the measured tables and plots of docs/ from the JSON in docs/results/.
+
+A page marks the place of a table by two comments, and everything between them is generated::
+
+    <!-- table: ladder docs/results/delta_encoder_demo.json -->
+    <!-- end -->
+
+Run ``python -m nestling.recipes.docs_tables`` (or ``make docs``) in a checkout. With ``--check``
+nothing is written and a page that is out of date is an error.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .delta_encoder.evaluation_table import markdown_table
+from .environment import PACKAGE_FOLDER
+from .evaluation_file import read_evaluation
+from .ladder_plot import plot_ladder
+from .whole_file import write_whole_file
+
+MARKED = re.compile(r"(<!-- table: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def study_table(study: Mapping[str, Any]) -> str:
+    """Return one row per budget that any two methods share, with 95 % intervals over seeds."""
+    methods = study["methods"]
+    rows = ["| budget | " + " | ".join(methods) + " |", "| --- |" + " ---: |" * len(methods)]
+    nested = methods["nested"]["budgets"]
+    for budget in sorted(nested, key=lambda name: nested[name]["flops"]):
+        measures = [method["budgets"].get(budget, {}) for method in methods.values()]
+        cells = [_interval(measure.get("cross_entropy")) for measure in measures]
+        rows.append(f"| {budget} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _interval(measure: Mapping[str, Any] | None) -> str:
+    if measure is None:
+        return "-"
+    if measure["low"] is None:
+        return f"{measure['mean']:.3f} (n = 1)"
+    return f"{measure['mean']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]"
+
+
+def bench_table(result: Mapping[str, Any]) -> str:
+    """Return the rows of a benchmark as they were written."""
+    rows = result["rows"]
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
+    for row in rows:
+        lines.append("| " + " | ".join(_cell(row[name]) for name in names) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "ladder": markdown_table,
+    "study": study_table,
+    "bench": bench_table,
+}
+
+
+def render_page(text: str, root: Path) -> str:
+    """Return a page with every marked table written anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        head, kind, file, end = match.groups()
+        content = json.loads((root / file).read_text(encoding="utf-8"))
+        return f"{head}\n{TABLES[kind](content)}\n{end}"
+
+    return MARKED.sub(fill, text)
+
+
+def main() -> None:
+    """Rewrite every page, or check that none would change."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    stale = []
+    for page in sorted((PACKAGE_FOLDER / "docs").glob("*.md")):
+        old = page.read_text(encoding="utf-8")
+        new = render_page(old, PACKAGE_FOLDER)
+        if new != old:
+            stale.append(page.name)
+            if not check:
+                write_whole_file(page, new)
+    if check and stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run make docs")
+    if not check:
+        for result in sorted((PACKAGE_FOLDER / "docs" / "results").glob("delta_encoder_*.json")):
+            if json.loads(result.read_text(encoding="utf-8")).get("kind") == "evaluation":
+                image = PACKAGE_FOLDER / "docs" / "images" / result.name
+                image.parent.mkdir(exist_ok=True)
+                plot_ladder(read_evaluation(result), image)
+
+
+if __name__ == "__main__":
+    main()
