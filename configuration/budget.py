@@ -37,7 +37,7 @@ class Budget(Protocol):
         ...
 
     def check(self, config: Any) -> None:
-        """Raise `BudgetError`, naming the nearest possible budget, if ``config`` cannot be cut so."""
+        """Raise `BudgetError`, naming the nearest possible budget, if ``config`` does not fit."""
         ...
 
     def parameters(self, config: Any) -> int:

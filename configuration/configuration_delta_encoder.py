@@ -14,6 +14,15 @@ from .delta_budget import DeltaBudget
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
+_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_POSITIVE = (
+    "norm_eps",
+    "global_rope_theta",
+    "local_rope_theta",
+    "initializer_range",
+    "initializer_cutoff_factor",
+)
+
 
 class DeltaEncoderConfig(PretrainedConfig):
     """Sizes, budgets and initialisation of a `DeltaEncoderModel`.
@@ -78,9 +87,9 @@ class DeltaEncoderConfig(PretrainedConfig):
         initializer_cutoff_factor: float = 2.0,
         sparse_prediction: bool = True,
         budgets: list[str] | None = None,
-        pad_token_id: int | None = 50283,
-        cls_token_id: int | None = 50281,
-        sep_token_id: int | None = 50282,
+        pad_token_id: int | None = None,
+        cls_token_id: int | None = None,
+        sep_token_id: int | None = None,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -88,12 +97,13 @@ class DeltaEncoderConfig(PretrainedConfig):
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
-        self.head_dim = head_dim
+        # None is filled in by `validate`, as for `layer_types` and `budgets`.
+        self.head_dim: Any = head_dim
         self.intermediate_size = intermediate_size
         self.max_position_embeddings = max_position_embeddings
         self.hidden_activation = hidden_activation
         self.global_attn_every_n_layers = global_attn_every_n_layers
-        self.layer_types = layer_types
+        self.layer_types: Any = layer_types
         self.local_attention = local_attention
         self.global_rope_theta = global_rope_theta
         self.local_rope_theta = local_rope_theta
@@ -115,11 +125,10 @@ class DeltaEncoderConfig(PretrainedConfig):
         self.cls_token_id = cls_token_id
         self.sep_token_id = sep_token_id
         self.pad_token_id = pad_token_id
-        self.budgets = budgets
+        self.budgets: Any = budgets
         self.validate()
-        super().__init__(
-            pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs
-        )
+        kwargs.update(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings)
+        super().__init__(**kwargs)
 
     def intermediate_sizes(self) -> list[int]:
         """Return the MLP channels of each layer."""
@@ -138,7 +147,7 @@ class DeltaEncoderConfig(PretrainedConfig):
         return [b for b in parsed if b.nearest(self) == b] or [full]
 
     def validate(self) -> None:
-        """Check every value and fill in what is derived (``head_dim``, ``layer_types``, ``budgets``).
+        """Check every value and fill in ``head_dim``, ``layer_types`` and ``budgets`` if None.
 
         Models call this again, because overrides are set after construction. Per-layer lists
         longer than ``num_hidden_layers`` are cut to their first entries, so that
@@ -147,30 +156,46 @@ class DeltaEncoderConfig(PretrainedConfig):
         Raises:
             ValueError: for the first value out of range.
         """
-        counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        for name in (*counts, "max_position_embeddings", "local_attention"):
+        for name in (*_COUNTS, "max_position_embeddings", "local_attention"):
             _require_count(name, getattr(self, name))
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.head_dim < 2 or self.head_dim % 2:
+        if not _is_count(self.head_dim) or self.head_dim % 2:
             raise ValueError(
-                f"head_dim {self.head_dim} must be an even number >= 2 (rotary positions pair "
+                f"head_dim {self.head_dim!r} must be an even number >= 2 (rotary positions pair "
                 f"channels); set it, or choose num_attention_heads so that hidden_size "
                 f"{self.hidden_size} // {self.num_attention_heads} is even"
             )
         for name in ("attention", "embedding", "mlp", "classifier"):
             rate = getattr(self, f"{name}_dropout")
-            if not 0.0 <= rate < 1.0:
-                raise ValueError(f"{name}_dropout {rate} must be in [0, 1)")
+            if not _is_number(rate) or not 0.0 <= rate < 1.0:
+                raise ValueError(f"{name}_dropout {rate!r} must be in [0, 1)")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if not _is_number(value) or not value > 0.0:
+                raise ValueError(f"{name} {value!r} must be a number above 0")
         if self.classifier_pooling not in ("mean", "cls"):
             raise ValueError(f"classifier_pooling {self.classifier_pooling!r} must be mean or cls")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(
-                f"pad_token_id {self.pad_token_id} must be in 0..{self.vocab_size - 1}; "
-                "take both from the tokenizer (pad_token_id and len(tokenizer))"
-            )
+        self._validate_pad()
+        self._validate_activations()
         self._validate_layers()
         self._validate_budgets()
+
+    def _validate_pad(self) -> None:
+        pad = self.pad_token_id
+        if pad is not None and not (pad == 0 or (_is_count(pad) and pad < self.vocab_size)):
+            raise ValueError(
+                f"pad_token_id {pad!r} must be in 0..{self.vocab_size - 1}; "
+                "take both from the tokenizer (pad_token_id and len(tokenizer))"
+            )
+
+    def _validate_activations(self) -> None:
+        from transformers.activations import ACT2FN
+
+        for name in ("hidden_activation", "classifier_activation"):
+            value = getattr(self, name)
+            if value not in ACT2FN:
+                raise ValueError(f"{name} {value!r} must be one of {', '.join(sorted(ACT2FN))}")
 
     def _validate_layers(self) -> None:
         layers = self.num_hidden_layers
@@ -182,7 +207,7 @@ class DeltaEncoderConfig(PretrainedConfig):
         if unknown:
             raise ValueError(f"layer_types {sorted(unknown)} must be {GLOBAL} or {LOCAL}")
         sizes = self.intermediate_size
-        for size in [sizes] if isinstance(sizes, int) else sizes:
+        for size in sizes if isinstance(sizes, list | tuple) else [sizes]:
             _require_count("intermediate_size", size)
         for name in ("layer_types", "intermediate_size"):
             values = getattr(self, name)
@@ -198,11 +223,21 @@ class DeltaEncoderConfig(PretrainedConfig):
         if self.budgets is None:
             lattice = default_lattice(self.num_attention_heads, self.num_hidden_layers)
             self.budgets = [str(budget) for budget in lattice]
+        if isinstance(self.budgets, str):
+            raise ValueError(f"budgets {self.budgets!r} must be a list of texts such as '0.5:6:6'")
         self.budgets = [str(DeltaBudget.parse(text)) for text in self.budgets]
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _require_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not _is_count(value):
         raise ValueError(f"{name} {value!r} must be a whole number >= 1")
 
 

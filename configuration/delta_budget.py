@@ -50,10 +50,15 @@ class DeltaBudget:
     hidden: int | None = None
 
     def __post_init__(self) -> None:
-        """Reject values no model could have, so that a bad budget fails where it is written."""
-        widths = self.width if isinstance(self.width, tuple) else (self.width,)
-        if not widths or not all(0.0 < w <= 1.0 for w in widths):
-            raise BudgetError(f"width {self.width!r} must be in (0, 1]")
+        """Reject values no model could have, so that a bad budget fails where it is written.
+
+        Widths are rounded to the six decimals a budget prints, and equal widths of all layers
+        become one, so that budgets are equal exactly when they print alike.
+        """
+        given = self.width if isinstance(self.width, tuple) else (self.width,)
+        widths = tuple(round(float(width), 6) for width in given)
+        if not widths or not all(0.0 < width <= 1.0 for width in widths):
+            raise BudgetError(f"width {self.width!r} must be in (0, 1], at least 0.000001")
         for axis in ("heads", "depth", "hidden"):
             value = self.__dict__[axis]
             if value is None and axis == "hidden":
@@ -65,6 +70,7 @@ class DeltaBudget:
                 f"{len(self.width)} widths for {self.depth} layers; "
                 "give one width for each kept layer, or a single width for all"
             )
+        object.__setattr__(self, "width", widths if len(set(widths)) > 1 else widths[0])
 
     @classmethod
     def parse(cls, text: object) -> Self:
@@ -167,7 +173,7 @@ class DeltaBudget:
         )
 
     def shape(self, config: Any) -> SliceShape:
-        """Resolve the ratios to sizes: ``floor(width * intermediate_size)`` channels, at least 1."""
+        """Resolve the ratios: ``floor(width * intermediate_size)`` channels, at least 1."""
         sizes = config.intermediate_sizes()[: self.depth]
         widths = self.layer_widths()
         channels = (max(1, int(w * size + 1e-4)) for w, size in zip(widths, sizes, strict=True))
@@ -180,8 +186,13 @@ class DeltaBudget:
         Args:
             config: a `DeltaEncoderConfig`.
             head: ``"none"`` (base model), ``"masked_lm"`` or ``"classification"``.
+
+        Raises:
+            BudgetError: for another head.
         """
-        n, heads, depth, intermediate = self.shape(config)
+        if head not in HEADS:
+            raise BudgetError(f"head {head!r} must be one of {', '.join(HEADS)}")
+        n, heads, _, intermediate = self.shape(config)
         attention = heads * config.head_dim
         norm = n * (1 + config.norm_bias)
         total = config.vocab_size * n + norm
@@ -194,6 +205,7 @@ class DeltaBudget:
             total += n * n + n * config.classifier_bias + norm
         if head == "masked_lm":
             total += config.vocab_size * config.decoder_bias
+            total += 0 if config.tie_word_embeddings else config.vocab_size * n
         if head == "classification":
             total += (n + 1) * config.num_labels
         return total

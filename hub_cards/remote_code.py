@@ -16,12 +16,15 @@ from transformers.dynamic_module_utils import get_relative_import_files, get_rel
 
 from .. import __version__
 from ..modeling.families import PACKAGE, Family
-from .source_imports import RemoteCodeError, relative_imports
+from .source_imports import RelativeImport, RemoteCodeError, relative_imports
 
 logger = logging.getLogger(__name__)
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 NEVER_SHIPPED = ("modeling.families",)
+# transformers 4.57 copies only what the named module itself imports, and a model that is saved
+# again takes along only its own imports; so each module an auto_map names mentions all others.
+FOOTER = "\n\nif False:  # The loader reads these lines as text to learn which files belong here.\n"
 HEADER = "# Generated from {package} {version}, commit {commit}: {path}. Edit it there.\n"
 
 
@@ -47,6 +50,9 @@ def flatten(
     roots: Sequence[str], source_root: Path = SOURCE_ROOT, package: str = PACKAGE
 ) -> dict[str, bytes]:
     """Return the flat files that the modules ``roots`` need, by file name.
+
+    The source of each is kept but for its import lines; a header is added, and the roots also get
+    a footer that names every file.
 
     Args:
         roots: dotted module names relative to the package; several for composite models.
@@ -78,16 +84,29 @@ def flatten(
         source = (source_root / path).read_bytes()
         imports = relative_imports(module, source, package)
         header = HEADER.format(package=package, version=__version__, commit=commit, path=path)
-        lines = source.splitlines(keepends=True)
-        for found in imports:
-            target = found.target.rsplit(".", 1)[-1].encode()
-            line = lines[found.line]
-            lines[found.line] = (
-                line[: found.start] + b"from ." + target + b" import" + line[found.end :]
-            )
-        files[f"{leaf}.py"] = header.encode() + b"".join(lines)
+        files[f"{leaf}.py"] = header.encode() + _with_flat_imports(source, imports)
         queue.extend((found.target, module) for found in imports)
+    for root in roots:
+        entry = f"{root.rsplit('.', 1)[-1]}.py"
+        files[entry] += _mentions(sorted(files.keys() - {entry}))
     return files
+
+
+def _with_flat_imports(source: bytes, imports: Sequence[RelativeImport]) -> bytes:
+    """Point every relative import at the same folder; all other bytes stay."""
+    lines = source.splitlines(keepends=True)
+    for found in imports:
+        leaf = found.target.rsplit(".", 1)[-1].encode()
+        line = lines[found.line]
+        lines[found.line] = line[: found.start] + b"from ." + leaf + b" import" + line[found.end :]
+    return b"".join(lines)
+
+
+def _mentions(names: Sequence[str]) -> bytes:
+    if not names:
+        return b""
+    lines = [f"    from .{name.removesuffix('.py')} import __doc__\n" for name in names]
+    return (FOOTER + "".join(lines)).encode()
 
 
 def family_roots(family: Family) -> list[str]:

@@ -12,11 +12,15 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget
-from .modeling_delta_encoder import DeltaEncoderModel, DeltaEncoderPreTrainedModel
+from .modeling_delta_encoder import (
+    DeltaEncoderModel,
+    DeltaEncoderPreTrainedModel,
+    is_traced,
+)
 from .nested_layers import NestedLayerNorm, NestedLinear
 
 IGNORED_LABEL = -100
@@ -66,7 +70,7 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
         """Return the decoder, whose weight is the token embedding."""
         return self.decoder
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: NestedLinear) -> None:
         """Replace the decoder."""
         self.decoder = new_embeddings
 
@@ -102,7 +106,8 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
             ``sparse_prediction``, (labelled tokens, vocabulary): the head runs nowhere else.
 
         Raises:
-            ValueError: if no position is labelled.
+            ValueError: if no position is labelled (with ``budgets`` the logits are then empty:
+                a trainer may well meet such a batch inside a larger step).
         """
         inputs = {
             "input_ids": input_ids,
@@ -152,7 +157,9 @@ class DeltaEncoderForSequenceClassification(DeltaEncoderPreTrainedModel):
         self.model = DeltaEncoderModel(config)
         self.head = PredictionHead(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = NestedLinear(config.hidden_size, config.num_labels, True, role="classifier")
+        self.classifier = NestedLinear(
+            config.hidden_size, config.num_labels or 2, True, role="classifier"
+        )
         self.post_init()
 
     @can_return_tuple
@@ -189,7 +196,9 @@ class DeltaEncoderForTokenClassification(DeltaEncoderPreTrainedModel):
         self.model = DeltaEncoderModel(config)
         self.head = PredictionHead(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = NestedLinear(config.hidden_size, config.num_labels, True, role="classifier")
+        self.classifier = NestedLinear(
+            config.hidden_size, config.num_labels or 2, True, role="classifier"
+        )
         self.post_init()
 
     @can_return_tuple
@@ -231,7 +240,7 @@ def masked_lm_loss(
         ValueError: if no position is labelled (the mean of nothing would be NaN).
     """
     flat, targets = logits.flatten(0, -2).float(), labels.flatten()
-    if not torch.compiler.is_compiling() and not bool((targets != IGNORED_LABEL).any()):
+    if not is_traced() and not bool((targets != IGNORED_LABEL).any()):
         raise ValueError("every label is -100, so there is nothing to predict; check the masking")
     if num_items is None:
         return F.cross_entropy(flat, targets, ignore_index=IGNORED_LABEL)
@@ -259,7 +268,8 @@ def classification_loss(logits: Tensor, labels: Tensor, config: DeltaEncoderConf
             several = labels.is_floating_point()
             kind = "multi_label_classification" if several else "single_label_classification"
     if kind == "regression":
-        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(logits.squeeze(-1).shape))
+        predicted = logits.squeeze(-1)
+        return F.mse_loss(predicted, labels.to(logits.dtype).view(predicted.shape))
     if kind == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return F.cross_entropy(logits, labels)

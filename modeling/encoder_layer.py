@@ -46,7 +46,7 @@ class EncoderAttention(nn.Module):
         heads: int,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Map (batch, tokens, n) to the same shape; also returns the weights if the back-end does."""
+        """Map (batch, tokens, n) to the same shape, with the weights if the back-end has them."""
         batch, tokens, hidden = hidden_states.shape
         states = self.query_key_value(hidden_states, 3 * heads * self.head_dim)
         states = states.view(batch, tokens, heads, 3, self.head_dim).transpose(1, 2)

@@ -9,11 +9,14 @@ channels inside a head, and both halves of the gated MLP together.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..configuration.delta_budget import DeltaBudget
 from .delta_encoder_heads import DeltaEncoderForMaskedLM
+from .modeling_delta_encoder import DeltaEncoderPreTrainedModel
 from .nested_layers import NestedLayerNorm, NestedLinear
 
 
@@ -82,7 +85,9 @@ def _accumulate(
         handles.append(layer.attention.query_key_value.register_forward_pre_hook(keep_input))
     try:
         with torch.enable_grad():
-            loss = model(**batch).loss
+            # The loss is a mean; times the rows, every sequence counts the same in any batch.
+            full = DeltaBudget.full(model.config)
+            loss = model(**batch, budget=full).loss * len(batch["labels"])
             modules = list(seen)
             gradients = torch.autograd.grad(loss, [seen[m] for m in modules])
     finally:
@@ -103,9 +108,9 @@ def _accumulate(
 
 
 @torch.no_grad()
-def reorder_by_importance(model: nn.Module, scores: Importance) -> None:
+def reorder_by_importance(model: DeltaEncoderPreTrainedModel, scores: Importance) -> None:
     """Sort units in place, most important first; the model computes what it did before."""
-    trunk = model.base_model
+    trunk: Any = model.base_model
     for layer, heads, channels in zip(trunk.layers, scores.heads, scores.channels, strict=True):
         head_dim = layer.attention.head_dim
         order = heads.argsort(descending=True, stable=True)
@@ -119,8 +124,9 @@ def reorder_by_importance(model: nn.Module, scores: Importance) -> None:
     _permute_hidden(model, scores.hidden.argsort(descending=True, stable=True))
 
 
-def _permute_hidden(model: nn.Module, order: Tensor) -> None:
-    embedding = model.base_model.embeddings.token.weight
+def _permute_hidden(model: DeltaEncoderPreTrainedModel, order: Tensor) -> None:
+    trunk: Any = model.base_model
+    embedding = trunk.embeddings.token.weight
     embedding.copy_(embedding[:, order])
     for name, module in model.named_modules():
         leaf = name.rsplit(".", 1)[-1]
@@ -128,6 +134,8 @@ def _permute_hidden(model: nn.Module, order: Tensor) -> None:
             for vector in (module.weight, module.bias):
                 if vector is not None:
                     vector.copy_(vector[order])
+        elif not isinstance(module, NestedLinear):
+            continue
         elif leaf in ("query_key_value", "up", "gate", "classifier"):
             _permute(module, columns=order)
         elif leaf in ("output", "down"):

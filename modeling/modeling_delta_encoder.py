@@ -5,14 +5,15 @@ prefixes. ``set_budget`` (or ``budget=`` in a call) runs the nested model, ``sli
 a standalone model of the same class, and both compute the same function.
 """
 
+from os import PathLike
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget, SliceShape
@@ -21,10 +22,18 @@ from .encoder_layer import EncoderLayer
 from .nested_layers import NestedLayerNorm, NestedLinear, leading_corner
 from .rotary_embedding import rotary_tables
 
+logger = logging.get_logger(__name__)
+
+
+def is_traced() -> bool:
+    """Whether the call is being compiled or traced, when values must not decide the path."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
 
 class DeltaEncoderPreTrainedModel(PreTrainedModel):
     """Initialisation, loading flags and the budget interface shared by all heads."""
 
+    config: DeltaEncoderConfig
     config_class = DeltaEncoderConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -54,6 +63,19 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
+    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
+        """Save weights and configuration. Inside the package no code is written, hence no map.
+
+        ``nestling export`` writes folders that load by themselves.
+        """
+        if not __name__.startswith("transformers_modules."):
+            vars(self.config).pop("auto_map", None)
+            logger.warning_once(
+                "saving weights and configuration only; `nestling export` writes a folder that "
+                "loads without nestling"
+            )
+        super().save_pretrained(save_directory, **kwargs)
+
     def set_budget(self, budget: DeltaBudget | str | None) -> None:
         """Run at ``budget`` from now on; None runs the full model.
 
@@ -61,8 +83,9 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
             BudgetError: if the model cannot be cut so.
         """
         self.active_budget = None if budget is None else self._checked(budget)
-        if self.base_model is not self:
-            self.base_model.set_budget(self.active_budget)
+        trunk: Any = self.base_model
+        if trunk is not self:
+            trunk.set_budget(self.active_budget)
 
     def slice(self, budget: DeltaBudget | str) -> Self:
         """Return a standalone model that computes what this one computes at ``budget``.
@@ -111,7 +134,6 @@ class DeltaEncoderEmbeddings(nn.Module):
 
     def __init__(self, config: DeltaEncoderConfig) -> None:
         super().__init__()
-        self.vocab_size = config.vocab_size
         self.token = nn.Embedding(config.vocab_size, config.hidden_size)
         self.norm = NestedLayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
         self.dropout = nn.Dropout(config.embedding_dropout)
@@ -119,16 +141,22 @@ class DeltaEncoderEmbeddings(nn.Module):
     def forward(self, input_ids: Tensor | None, embeds: Tensor | None, hidden: int) -> Tensor:
         """Return (batch, tokens, hidden)."""
         if embeds is None and input_ids is not None:
-            if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            if input_ids.device.type == "cpu" and not is_traced():
                 self._check_ids(input_ids)
-            embeds = F.embedding(input_ids, self.token.weight[:, :hidden])
+            # The whole module is called, because offloading hooks hang on it.
+            embeds = self.token(input_ids)
         assert embeds is not None
         return self.dropout(self.norm(embeds[..., :hidden]))
 
     def _check_ids(self, input_ids: Tensor) -> None:
-        if input_ids.numel() and int(input_ids.max()) >= self.vocab_size:
+        if not input_ids.numel():
+            return
+        last = self.token.weight.shape[0] - 1
+        for worst in (int(input_ids.max()), int(input_ids.min())):
+            if 0 <= worst <= last:
+                continue
             raise ValueError(
-                f"token id {int(input_ids.max())} is outside the vocabulary 0..{self.vocab_size - 1}; "
+                f"token id {worst} is outside the vocabulary 0..{last}; "
                 "use the tokenizer this model was trained with"
             )
 
@@ -149,7 +177,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         """Return the token embedding."""
         return self.embeddings.token
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         """Replace the token embedding."""
         self.embeddings.token = value
 
@@ -216,9 +244,10 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
 
         Budgets that differ only in depth share one pass through the layers.
         """
+        budgets = tuple(map(self._checked, budgets))
         inputs = self._prepare(input_ids, attention_mask, position_ids, inputs_embeds)
         groups: dict[tuple[Any, ...], list[DeltaBudget]] = {}
-        for budget in map(self._checked, budgets):
+        for budget in budgets:
             groups.setdefault((budget.width, budget.heads, budget.hidden), []).append(budget)
         states: dict[DeltaBudget, Tensor] = {}
         for members in groups.values():
@@ -242,10 +271,11 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         source = input_ids if input_ids is not None else embeds
         assert source is not None
         rows, tokens = source.shape[:2]
-        if attention_mask is not None and not torch.compiler.is_compiling():
+        if attention_mask is not None and not is_traced():
             if attention_mask.shape != (rows, tokens):
                 raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, input ({rows}, {tokens})"
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, "
+                    f"the input ({rows}, {tokens}); they must be equal"
                 )
             if bool((attention_mask == 1).all()):
                 attention_mask = None

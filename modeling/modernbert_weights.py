@@ -32,32 +32,34 @@ _RENAMED = {
 }
 
 
-def is_modernbert_shape(config: DeltaEncoderConfig) -> bool:
-    """Whether the stock class can express this shape without remote code.
-
-    It can when heads x head_dim equals the hidden size, all layers have the same MLP width and
-    global layers come at a regular distance.
-    """
+def stock_obstacle(config: DeltaEncoderConfig) -> str | None:
+    """Return why the stock class cannot express a shape, or None if it can."""
     every = config.global_attn_every_n_layers
     regular = [LOCAL if i % every else GLOBAL for i in range(config.num_hidden_layers)]
-    return (
-        config.num_attention_heads * config.head_dim == config.hidden_size
-        and len(set(config.intermediate_sizes())) == 1
-        and config.layer_types == regular
-    )
+    heads, size, hidden = config.num_attention_heads, config.head_dim, config.hidden_size
+    if heads * size != hidden:
+        return f"heads x head_dim = {heads} x {size} is not the hidden size {hidden}"
+    if len(set(config.intermediate_sizes())) > 1:
+        return f"layers have different MLP widths {config.intermediate_sizes()}"
+    if config.layer_types != regular:
+        return f"global layers do not come every {every} layers: {config.layer_types}"
+    return None
+
+
+def is_modernbert_shape(config: DeltaEncoderConfig) -> bool:
+    """Whether the stock class can express this shape without remote code."""
+    return stock_obstacle(config) is None
 
 
 def to_modernbert_config(config: DeltaEncoderConfig) -> dict[str, Any]:
     """Return a stock ``config.json`` that transformers 4.57 and 5.x both read.
 
     Raises:
-        ValueError: if the shape is not ModernBERT's.
+        ValueError: if the shape is not ModernBERT's, saying why.
     """
-    if not is_modernbert_shape(config):
-        raise ValueError(
-            f"heads x head_dim = {config.num_attention_heads} x {config.head_dim} with hidden size "
-            f"{config.hidden_size} is not a ModernBERT shape; export it with format=remote"
-        )
+    obstacle = stock_obstacle(config)
+    if obstacle is not None:
+        raise ValueError(f"not a ModernBERT shape: {obstacle}; export it with format=remote")
     values = {key: getattr(config, key) for key in _SHARED_KEYS}
     values["intermediate_size"] = config.intermediate_sizes()[0]
     thetas = {GLOBAL: config.global_rope_theta, LOCAL: config.local_rope_theta}
@@ -75,8 +77,8 @@ def to_modernbert_config(config: DeltaEncoderConfig) -> dict[str, Any]:
         "local_rope_theta": config.local_rope_theta,
         "bos_token_id": config.cls_token_id,
         "eos_token_id": config.sep_token_id,
-        "id2label": {str(key): label for key, label in config.id2label.items()},
-        "label2id": dict(config.label2id),
+        "id2label": {str(key): label for key, label in (config.id2label or {}).items()},
+        "label2id": dict(config.label2id or {}),
         "dtype": "float32",
     }
 
@@ -150,14 +152,14 @@ def from_modernbert_state(
             tensor = tensor.unflatten(0, (3, heads, size)).transpose(0, 1).flatten(0, 2)
         if ".mlp.Wi." in name:
             up, gate = tensor.chunk(2)
-            translated[name.replace(".mlp.Wi.", ".mlp.up.")] = up.contiguous()
-            name, tensor = name.replace(".mlp.Wi.", ".mlp.gate."), gate
+            translated[name.replace(".mlp.Wi.", ".mlp.up.")] = up.clone()
+            name, tensor = name.replace(".mlp.Wi.", ".mlp.gate."), gate.clone()
         translated[name] = tensor.contiguous()
     return translated
 
 
 def load_modernbert(
-    source: str, budgets: list[str] | None = None, revision: str | None = None
+    source: str, budgets: list[str] | None = None, revision: str = "main"
 ) -> DeltaEncoderForMaskedLM:
     """Build a nested encoder that equals a ModernBERT-family checkpoint at its full budget.
 

@@ -29,7 +29,8 @@ class NestedLinear(nn.Linear):
     def forward(self, input: Tensor, out_features: int | None = None) -> Tensor:
         """Map (..., in) to (..., out_features); None keeps all rows."""
         out_features = out_features or self.out_features
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if weight.shape != (out_features, input.shape[-1]):
             weight = weight[:out_features, : input.shape[-1]]
             bias = None if bias is None else bias[:out_features]

@@ -6,9 +6,9 @@ from .environment import cpu_has_bf16
 def has_accelerator() -> bool:
     """Whether training would run on a GPU, an XLA device or another accelerator."""
     import torch
-    from transformers.utils import is_torch_xla_available
+    from transformers.utils.import_utils import is_torch_xla_available
 
-    return torch.accelerator.is_available() or is_torch_xla_available()
+    return bool(torch.accelerator.is_available() or is_torch_xla_available())
 
 
 def has_fast_bf16(use_cpu: bool = False) -> bool:

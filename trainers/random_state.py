@@ -25,7 +25,7 @@ class RandomState:
     def capture(cls) -> "RandomState":
         """Copy the current states."""
         # Only the device in use: asking for all would open a context on each of them.
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         # The legacy tuple form is what restores bit by bit.
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 

@@ -54,7 +54,7 @@ class NestlingTrainingArguments(TrainingArguments):
             raise ValueError(f"min_lr_ratio is {self.min_lr_ratio}, it must lie in [0, 1]")
         if not 0.0 <= self.lr_warmup_ratio < 1.0:
             raise ValueError(f"lr_warmup_ratio is {self.lr_warmup_ratio}, it must lie in [0, 1)")
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Return the warm-up in optimizer steps."""

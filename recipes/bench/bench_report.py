@@ -71,3 +71,18 @@ def gate(measured: float, target: float, at_least: bool) -> dict[str, Any]:
         "better": "higher" if at_least else "lower",
         "met": measured >= target if at_least else measured <= target,
     }
+
+
+def summary_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the summary as rows with equal keys, for a table on the terminal.
+
+    Args:
+        content: what `report` returned.
+    """
+    columns = ("predicted", "measured", "target", "met")
+    return [
+        {"what": name, **{column: value.get(column) for column in columns}}
+        if isinstance(value, Mapping)
+        else {"what": name, **dict.fromkeys(columns), "measured": value}
+        for name, value in content["summary"].items()
+    ]

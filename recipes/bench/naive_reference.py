@@ -7,6 +7,7 @@ over the whole vocabulary are compared at all tokens.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ def dense_then_mask_logits(
         budget: width, heads and depth.
     """
     shape = budget.shape(model.config)
-    trunk, config = model.model, model.config
+    trunk = model.model
+    config: Any = model.config
     states = trunk.embeddings(input_ids, None, config.hidden_size)
     position_ids = torch.arange(input_ids.shape[1])[None]
     distance = (position_ids[0][:, None] - position_ids[0][None, :]).abs()

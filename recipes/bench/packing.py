@@ -84,17 +84,17 @@ def run(
         actions = {name: _training_pass(model, parts) for name, parts in batches.items()}
         clocks = {n: t.summary() for n, t in time_interleaved(actions, rounds).items()}
         computed = {n: sum(b["input_ids"].numel() for b in parts) for n, parts in batches.items()}
+        speed = {name: 1e3 * real / clock["cpu_ms"]["median"] for name, clock in clocks.items()}
         results = [
             {
                 "layout": name,
                 "rows": len(layouts[name][0]),
                 "fill_rate": real / computed[name],
-                "real_tokens_per_second": 1e3 * real / clock["cpu_ms"]["median"],
+                "real_tokens_per_second": speed[name],
                 **clock,
             }
             for name, clock in clocks.items()
         ]
-        speed = {row["layout"]: row["real_tokens_per_second"] for row in results}
         # Attention over long rows costs more per token, so places alone predict only roughly.
         places = computed[f"padded to {max_length}"] / computed["packed"]
         gain = gate(speed["packed"] / speed[f"padded to {max_length}"], TARGET, at_least=True)

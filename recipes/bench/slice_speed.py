@@ -69,7 +69,7 @@ def run(
             mask = torch.ones_like(tokens)
             actions = {
                 "slice": _forward(sliced.model, tokens, mask),
-                "stock ModernBERT": _forward(stock.base_model, tokens, mask),
+                "stock ModernBERT": _forward(stock, tokens, mask),
                 "nested at the budget": _forward(nested.model, tokens, mask, budget=budget),
             }
             difference = (actions["slice"]() - actions["stock ModernBERT"]()).abs().max()
@@ -86,18 +86,20 @@ def run(
 
 
 def stock_modernbert(sliced: DeltaEncoderForMaskedLM) -> nn.Module:
-    """Return stock ModernBERT with the weights of a slice.
+    """Return the trunk of stock ModernBERT with the weights of a slice.
 
     Raises:
         ValueError: if the slice is not of a ModernBERT shape.
     """
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-    config = ModernBertConfig(**to_modernbert_config(sliced.config))
-    config._attn_implementation = sliced.config._attn_implementation
+    source: Any = sliced.config
+    config = ModernBertConfig(**to_modernbert_config(source))
+    config._attn_implementation = source._attn_implementation
     stock = ModernBertForMaskedLM(config)
-    stock.load_state_dict(to_modernbert_state(sliced.state_dict(), sliced.config))
-    return stock.train(False)
+    stock.load_state_dict(to_modernbert_state(sliced.state_dict(), source))
+    trunk: nn.Module = stock.model
+    return trunk.train(False)
 
 
 def _forward(

@@ -67,7 +67,7 @@ def train_tokenizer(
             backend.get_vocab_size(),
             vocab_size,
         )
-    wrapped: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    wrapped: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="[PAD]",
         unk_token="[UNK]",

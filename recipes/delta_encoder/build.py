@@ -121,21 +121,26 @@ def build_trainer(
     if recipe.training.gradient_checkpointing:
         # Transformers 4.57 and 5 name the training argument differently; the model's method, not.
         model.gradient_checkpointing_enable()
-    streaming = isinstance(data.train_rows, StreamingPackedRows)
-    rows = data.train_rows if streaming else PositionedRows(data.train_rows)
+    rows = (
+        data.train_rows
+        if isinstance(data.train_rows, StreamingPackedRows)
+        else PositionedRows(data.train_rows)
+    )
     trainer = DeltaEncoderTrainer(
         model,
-        training_arguments(recipe, streaming),
+        training_arguments(recipe, isinstance(rows, StreamingPackedRows)),
         budget_sampler=sampler,
         terms=terms,
         teacher=teacher,
         train_dataset=rows,
         eval_dataset=PositionedRows(data.validation_rows) if recipe.training.eval_steps else None,
-        train_sampler=None if streaming else PositionSampler(rows, recipe.seed),
+        train_sampler=PositionSampler(rows, recipe.seed)
+        if isinstance(rows, PositionedRows)
+        else None,
         data_collator=collator_of(recipe, data, recipe.seed),
     )
-    if streaming:
-        trainer.stateful["stream"] = StreamPosition(data.train_rows, trainer)
+    if isinstance(rows, StreamingPackedRows):
+        trainer.stateful["stream"] = StreamPosition(rows, trainer)
     return trainer
 
 

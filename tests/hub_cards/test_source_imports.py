@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from nestling.hub_cards.remote_code import check_flat_folder, flatten
+from nestling.hub_cards.remote_code import FOOTER, check_flat_folder, flatten
 from nestling.hub_cards.source_imports import RemoteCodeError, relative_imports
 
 
@@ -73,7 +73,10 @@ def test_only_import_lines_change(tmp_path: Path) -> None:
     files = flatten(["modeling.net"], root, "nestling")
     header, _, body = files["net.py"].partition(b"\n")
     expected = text.replace("from ..configuration.shape import", "from .shape import")
-    assert body.decode() == expected.replace("from   .parts   import", "from .parts import")
+    expected = expected.replace("from   .parts   import", "from .parts import")
+    body, footer = body.decode().split(FOOTER)
+    assert body == expected
+    assert footer.count("\n") == 4 and "    from .shape import __doc__\n" in footer
     assert header.startswith(b"# Generated from nestling 0") and b"modeling/net.py" in header
     assert set(files) == {"net.py", "shape.py", "parts.py", "kinds.py", "late.py"}
     for name, content in files.items():

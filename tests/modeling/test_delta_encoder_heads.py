@@ -213,7 +213,7 @@ def test_nothing_to_predict_is_an_error(batch: dict[str, Tensor]) -> None:
 def test_a_mask_of_another_shape_is_an_error(
     tiny_delta_encoder: DeltaEncoderForMaskedLM, batch: dict[str, Tensor]
 ) -> None:
-    with pytest.raises(ValueError, match=r"attention_mask has shape \(3, 15\), input \(3, 16\)"):
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(3, 15\).*\(3, 16\)"):
         tiny_delta_encoder(batch["input_ids"], batch["attention_mask"][:, 1:])
 
 

@@ -3,7 +3,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from nestling.configuration.budget import BudgetError
@@ -124,9 +124,10 @@ def test_train_hands_over_the_recipe(
 ) -> None:
     calls: list[tuple[DeltaEncoderRecipe, bool]] = []
 
-    def train(recipe: DeltaEncoderRecipe, resume: bool) -> Path:
+    def train(recipe: DeltaEncoderRecipe, resume: bool) -> SimpleNamespace:
         calls.append((recipe, resume))
-        return Path(recipe.output_dir)
+        rows = [{"budget": "0.5:2:2", "cross-entropy": 3.25}]
+        return SimpleNamespace(rows=rows, written={"model": Path(recipe.output_dir) / "model"})
 
     seam = ModuleType("train")
     seam.__dict__["train"] = train
@@ -135,7 +136,8 @@ def test_train_hands_over_the_recipe(
     assert cli._run([*arguments, "--resume"]) == 0
     [(recipe, resume)] = calls
     assert (recipe.model.hidden_size, recipe.output_dir, resume) == (32, "here", True)
-    assert "here" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "0.5:2:2" in shown and "here/model" in shown
 
 
 def test_prepare_hands_over_the_recipe(

@@ -1,0 +1,192 @@
+"""Each suite runs once at toy size: its JSON is complete and its predictions are the formulas."""
+
+import json
+import math
+
+import pytest
+import torch
+from nestling.configuration.delta_budget import DeltaBudget
+from nestling.recipes.bench import (
+    budget_scaling,
+    elastic_step,
+    naive_step,
+    packing,
+    pretokenized,
+    slice_speed,
+)
+from nestling.recipes.bench.bench_models import build_model, masked_batch
+from nestling.recipes.bench.bench_report import gate, summary_rows, torch_threads
+from nestling.recipes.bench.naive_reference import dense_then_mask_logits, naive_elastic_step
+from nestling.recipes.bench.training_steps import elastic_step as our_step
+
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+SIZE = {**SHAPE, "sequence_length": 16, "batch_size": 2, "rounds": 1}
+
+
+def check_file(path, report):
+    assert json.loads(path.read_text()) == json.loads(json.dumps(report))
+    assert report["kind"] == "benchmark"
+    assert report["schema_version"] == 1
+    assert report["threads"] == 1
+    assert report["environment"]["machine"]["cpus"] >= 1
+    assert "output" not in report["settings"]
+    for result in report["results"]:
+        for clock in ("wall_ms", "cpu_ms"):
+            times = result[clock]
+            assert 0 <= times["p25"] <= times["median"] <= times["p75"]
+
+
+def toy_model(**changes):
+    return build_model(vocab_size=64, max_length=16, seed=0, **{**SHAPE, **changes})
+
+
+def test_budget_scaling(tmp_path):
+    report = budget_scaling.run(tmp_path / "x.json", **SIZE)
+    check_file(tmp_path / "x.json", report)
+    assert len(report["results"]) == 2 * 27
+    assert set(report["summary"]) == {"inference", "training"}
+    config = toy_model().config
+    full = DeltaBudget(1.0, 4, 4).flops(config, 16)
+    for result in report["results"]:
+        expected = DeltaBudget.parse(result["budget"]).flops(config, 16) / full
+        assert result["predicted_ratio"] == pytest.approx(expected)
+        ratio = result["measured_ratio"] / result["predicted_ratio"]
+        assert result["deviation"] == pytest.approx(ratio - 1)
+
+
+def test_elastic_step(tmp_path):
+    report = elastic_step.run(
+        tmp_path / "x.json", vocab_size=64, sampled_steps=2, bf16=True, **SIZE
+    )
+    check_file(tmp_path / "x.json", report)
+    assert len(report["results"]) == 4
+    assert set(report["summary"]) == {"fp32", "bf16"}
+    assert all(result["budgets"][0] == "1.0:4:4" for result in report["results"])
+
+
+def test_predicted_cost_of_an_elastic_step():
+    config = toy_model().config
+    full, shallow = DeltaBudget(1.0, 4, 4), DeltaBudget(1.0, 4, 2)
+    # A depth exit adds its head only, here M (n^2 + n V) multiply-adds.
+    head = 2 * 6 * (32 * 32 + 32 * 64)
+    whole = full.flops(config, 16, 2, 6)
+    ratio = elastic_step.predicted_ratio((full, shallow), config, 16, 2, 6)
+    assert ratio == pytest.approx(1 + head / whole)
+    narrow = DeltaBudget(0.5, 2, 2)
+    ratio = elastic_step.predicted_ratio((full, narrow), config, 16, 2, 6)
+    assert ratio == pytest.approx((whole + narrow.flops(config, 16, 2, 6)) / whole)
+
+
+def test_naive_step(tmp_path):
+    budgets = ("1.0:4:4", "0.5:2:2")
+    report = naive_step.run(
+        tmp_path / "x.json", vocab_size=64, budgets=budgets, bf16=False, **SIZE
+    )
+    check_file(tmp_path / "x.json", report)
+    assert [result["step"] for result in report["results"]] == ["ours fp32", "naive fp32"]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("budget", ["1.0:4:4", "0.5:2:2", "0.75:3:4", "0.5:4:3"])
+def test_the_naive_reference_computes_the_same_function(attention, budget):
+    model = toy_model(attn_implementation=attention)
+    # A window narrower than the row, so that local layers count.
+    model.config.local_attention = 4
+    tokens = masked_batch(64, 2, 16, 0.3, seed=1)["input_ids"]
+    drawn = DeltaBudget.parse(budget)
+    with torch.no_grad():
+        ours = model(input_ids=tokens, budget=drawn).logits
+        naive = dense_then_mask_logits(model, tokens, drawn)
+    assert torch.allclose(ours, naive, atol=1e-5)
+
+
+def test_both_steps_have_the_same_masked_lm_loss():
+    model = toy_model()
+    batch = masked_batch(64, 2, 16, 0.3, seed=1)
+    drawn = [DeltaBudget.parse(text) for text in ("1.0:4:4", "0.5:2:2", "0.75:3:4")]
+    ours = our_step(model, batch, drawn, bf16=False)
+    assert all(p.grad is not None for p in model.parameters())
+    naive = naive_elastic_step(model, batch, drawn, bf16=False)
+    assert all(p.grad is not None for p in model.parameters())
+    assert naive == pytest.approx(ours, rel=1e-5)
+
+
+def test_packing(tmp_path):
+    size = {key: value for key, value in SIZE.items() if key not in ("sequence_length",)}
+    report = packing.run(
+        tmp_path / "x.json", documents=9, median_length=10, max_length=64, vocab_size=64, **size
+    )
+    check_file(tmp_path / "x.json", report)
+    padded, batch, packed = report["results"]
+    assert padded["rows"] == batch["rows"] == 9 > packed["rows"]
+    assert padded["fill_rate"] < batch["fill_rate"] < packed["fill_rate"]
+    rows = summary_rows(report)
+    assert [row["what"] for row in rows] == list(report["summary"])
+    assert all(list(row) == ["what", "predicted", "measured", "target", "met"] for row in rows)
+    gain = report["summary"]["packed over padded to 64"]["predicted"]
+    assert gain == pytest.approx(packed["fill_rate"] / padded["fill_rate"])
+
+
+def test_all_layouts_predict_the_same_tokens():
+    pieces = packing.random_documents(7, 10, 1.0, 64, 64, seed=0)
+    single = [packing.PackedRow.join([piece]) for piece in pieces]
+    packed = packing.pack_pieces(pieces, 64)
+
+    def predicted(rows, length):
+        batches = packing.pad_rows(rows, 3, length, 0.3)
+        return sorted(t for b in batches for t in b["labels"][b["labels"] >= 0].tolist())
+
+    assert predicted(single, 64) == predicted(single, None) == predicted(packed, None)
+    assert len(predicted(single, 64)) == sum(math.ceil(len(piece) / 3) for piece in pieces)
+
+
+def test_lengths_are_skewed_around_the_median():
+    lengths = sorted(map(len, packing.random_documents(2001, 40, 1.0, 512, 64, seed=0)))
+    assert lengths[1000] == pytest.approx(40, rel=0.1)
+    assert max(lengths) == 512
+    assert sum(lengths) / len(lengths) > 50
+
+
+def test_slice_speed(tmp_path):
+    size = {key: SIZE[key] for key in (*SHAPE, "rounds")}
+    report = slice_speed.run(
+        tmp_path / "x.json", vocab_size=64, budget="1.0:2:2:16", shapes=((1, 8), (2, 16)), **size
+    )
+    check_file(tmp_path / "x.json", report)
+    assert len(report["results"]) == 6
+    for comparison in report["summary"].values():
+        assert comparison["largest_difference"] < 1e-5
+        assert comparison["target"] == 0.98
+
+
+def test_pretokenized(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Paragraph {i} is about nests and birds." for i in range(300)))
+    report = pretokenized.run(
+        tmp_path / "x.json", source="files", path=str(text), vocab_size=300, max_length=32, rounds=1
+    )
+    check_file(tmp_path / "x.json", report)
+    assert report["summary"]["prepared over on the fly"]["measured"] > 0
+    assert report["results"][0]["rows"] == report["results"][1]["rows"] > 10
+
+
+def test_masked_batch_labels_a_fixed_number_per_row():
+    batch = masked_batch(64, 3, 20, 0.15, seed=0)
+    assert ((batch["labels"] >= 0).sum(dim=1) == 3).all()
+    labelled = batch["labels"] >= 0
+    assert torch.equal(batch["labels"][labelled], batch["input_ids"][labelled])
+
+
+def test_gate_and_threads():
+    assert gate(4.1, 4.0, at_least=True)["met"]
+    assert not gate(4.1, 4.0, at_least=False)["met"]
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), torch_threads(2):
+        assert torch.get_num_threads() == 2
+        raise RuntimeError
+    assert torch.get_num_threads() == before
