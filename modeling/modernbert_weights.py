@@ -40,7 +40,7 @@ def stock_obstacle(config: DeltaEncoderConfig) -> str | None:
     if heads * size != hidden:
         return f"heads x head_dim = {heads} x {size} is not the hidden size {hidden}"
     if len(set(config.intermediate_sizes())) > 1:
-        return f"layers have different MLP widths {config.intermediate_sizes()}"
+        return f"intermediate_size differs between layers: {config.intermediate_sizes()}"
     if config.layer_types != regular:
         return f"global layers do not come every {every} layers: {config.layer_types}"
     return None
