@@ -159,12 +159,12 @@ class DeltaEncoderConfig(PretrainedConfig):
         for name in (*_COUNTS, "max_position_embeddings", "local_attention"):
             _require_count(name, getattr(self, name))
         if self.head_dim is None:
+            self._require_divisible()
             self.head_dim = self.hidden_size // self.num_attention_heads
         if not _is_count(self.head_dim) or self.head_dim % 2:
             raise ValueError(
-                f"head_dim {self.head_dim!r} must be an even number >= 2 (rotary positions pair "
-                f"channels); set it, or choose num_attention_heads so that hidden_size "
-                f"{self.hidden_size} // {self.num_attention_heads} is even"
+                f"head_dim {self.head_dim!r} must be an even number >= 2, because rotary positions "
+                f"pair channels; set it, or change num_attention_heads ({self.num_attention_heads})"
             )
         for name in ("attention", "embedding", "mlp", "classifier"):
             rate = getattr(self, f"{name}_dropout")
@@ -180,6 +180,16 @@ class DeltaEncoderConfig(PretrainedConfig):
         self._validate_activations()
         self._validate_layers()
         self._validate_budgets()
+
+    def _require_divisible(self) -> None:
+        heads, hidden = self.num_attention_heads, self.hidden_size
+        if hidden % heads:
+            fitting = [n for n in range(1, hidden // 2 + 1) if hidden % n == 0 and hidden // n % 2 == 0]
+            near = sorted(fitting, key=lambda n: abs(n - heads))[:2]
+            raise ValueError(
+                f"num_attention_heads {heads} does not divide hidden_size {hidden}; "
+                f"use {' or '.join(map(str, sorted(near)))}, or set head_dim"
+            )
 
     def _validate_pad(self) -> None:
         pad = self.pad_token_id

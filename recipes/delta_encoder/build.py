@@ -219,11 +219,11 @@ def first_batches(recipe: DeltaEncoderRecipe, data: PreparedData) -> Iterator[di
     """Yield the batches that importance is measured on."""
     collate = collator_of(recipe, data, recipe.seed)
     size = recipe.training.batch_size
-    rows = data.train_rows
-    if not isinstance(rows, StreamingPackedRows):
-        rows = PositionedRows(rows)
-        rows = (rows[index] for index in range(len(rows)))
-    stream = iter(rows)
+    if isinstance(data.train_rows, StreamingPackedRows):
+        stream: Iterator[Any] = iter(data.train_rows)
+    else:
+        rows = PositionedRows(data.train_rows)
+        stream = (rows[index] for index in range(len(rows)))
     for _ in range(IMPORTANCE_BATCHES):
         batch = list(islice(stream, size))
         if batch:

@@ -1,8 +1,12 @@
 """Fixtures of the recipe tests."""
 
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,3 +72,36 @@ def make_evaluation(shift: float = 0.0, seed: int = 0) -> dict[str, Any]:
 def example_evaluation() -> Callable[..., dict[str, Any]]:
     """A maker of evaluations with made-up but lawful numbers: 27 budgets, this machine."""
     return make_evaluation
+
+
+# One thread: two threads on a busy machine wait for each other.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+RunNestling = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def _run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nestling.recipes", *arguments],
+        cwd=cwd,
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def run_nestling() -> RunNestling:
+    """Runs ``nestling ARGUMENTS`` in a process of its own and returns what it printed."""
+    return _run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny recipe, trained, measured, exported and verified once."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    done = _run("train", "recipe=delta_encoder/tiny", f"output_dir={folder}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
