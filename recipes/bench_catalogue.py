@@ -1,6 +1,7 @@
 """Which benchmark suites exist. Imports only the standard library."""
 
 import ast
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,11 @@ def bench_suites() -> dict[str, str]:
         if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in module.body):
             suites[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
     return suites
+
+
+def chosen_suites(names: Sequence[str]) -> list[str]:
+    """Return the named suites; ``all`` stands for every one."""
+    return list(bench_suites()) if "all" in names else list(names)
 
 
 def bench_module(name: str) -> ModuleType:

@@ -240,12 +240,14 @@ def bench(
     ] = Path("bench"),
 ) -> None:
     """Measure ratios of speed in one run, on this machine."""
-    from .bench_catalogue import bench_module
+    from .bench_catalogue import bench_module, chosen_suites
 
-    modules = {name: bench_module(name) for name in suites}
+    modules = {name: bench_module(name) for name in chosen_suites(suites)}
+    from .bench.bench_report import summary_rows
+
     for name, module in modules.items():
         path = output / f"{name}.json"
-        show_rows(name, module.run(path))
+        show_rows(name, summary_rows(module.run(path)))
         show_line(f"Written: {path}")
 
 

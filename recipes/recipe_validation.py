@@ -36,7 +36,12 @@ _COUNTS = (
     "training.budgets_per_step evaluation.batches evaluation.batch_size "
     "evaluation.sequence_length evaluation.bootstrap_samples"
 ).split()
-_POSITIVE = ("training.lr", "training.epochs", "loss.kd_temperature")
+_POSITIVE = (
+    "training.lr",
+    "training.epochs",
+    "loss.kd_temperature",
+    "model.initializer_range",
+)
 _NOT_NEGATIVE = (
     "seed training.weight_decay training.max_grad_norm training.dataloader_num_workers "
     "loss.masked_lm_weight loss.kd_weight"
@@ -55,6 +60,7 @@ def validate(recipe: Recipe) -> None:
     _check_choices(values)
     _check_training(recipe)
     _check_data(recipe)
+    _check_heads(recipe)
     _check_budgets(recipe)
 
 
@@ -117,6 +123,17 @@ def _check_training(recipe: Recipe) -> None:
         raise UsageError(
             "loss.masked_lm_weight and loss.kd_weight are both 0, so nothing would be learned; "
             "set one of them above 0"
+        )
+
+
+def _check_heads(recipe: Recipe) -> None:
+    model = recipe.model
+    if model.init_from is not None or model.head_dim is not None:
+        return
+    if model.hidden_size % model.num_attention_heads:
+        raise UsageError(
+            f"model.num_attention_heads is {model.num_attention_heads}, which does not divide "
+            f"model.hidden_size {model.hidden_size}; change one of them, or set model.head_dim"
         )
 
 

@@ -6,7 +6,7 @@ distributed training needs.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -40,6 +40,10 @@ class SandwichSampler(Generic[BudgetT]):
     with m the size of the largest stratum, the first m steps reach every budget, and so do any
     2m - 1 steps in a row.
 
+    With `trunk_of`, the budgets in between share one trunk instead: budgets for which it returns
+    the same value differ only in depth, so one pass through the layers supervises several of them.
+    Each step takes the next trunk of a shuffled round, and the next of its budgets in turn.
+
     `mode="fixed"`: all `budgets`, largest first, at every step (a short list for the last phase of
     training).
 
@@ -50,6 +54,7 @@ class SandwichSampler(Generic[BudgetT]):
         budgets_per_step: How many a step runs in sandwich mode, >= 1; 1 runs the largest only.
         seed: Seed of the draws.
         mode: `sandwich` or `fixed`.
+        trunk_of: what budgets that share a pass have in common; None draws them from strata.
 
     Raises:
         ValueError: If the lists do not fit, budgets repeat, or an end of the lattice is missing.
@@ -62,6 +67,7 @@ class SandwichSampler(Generic[BudgetT]):
         budgets_per_step: int = 4,
         seed: int = 0,
         mode: Literal["sandwich", "fixed"] = "sandwich",
+        trunk_of: Callable[[BudgetT], Hashable] | None = None,
     ) -> None:
         if not budgets or len(budgets) != len(flops):
             raise ValueError(
@@ -81,6 +87,7 @@ class SandwichSampler(Generic[BudgetT]):
         self._largest = _find_end(ordered, "largest")
         self._smallest = self._largest if mode == "fixed" else _find_end(ordered, "smallest")
         self._strata = self._cut_strata(budgets_per_step)
+        self._trunks = [] if trunk_of is None else self._group_by_trunk(trunk_of)
         self._has_smallest = budgets_per_step >= 2 and len(ordered) >= 2
 
     def _cut_strata(self, budgets_per_step: int) -> list[list[BudgetT]]:
@@ -96,9 +103,28 @@ class SandwichSampler(Generic[BudgetT]):
             rest = [budget for budget in reversed(self._ordered) if budget != self._largest]
             return (self._largest, *rest)
         head = (self._largest, self._smallest) if self._has_smallest else (self._largest,)
+        if self._trunks:
+            return head + self._draw_trunk(step, len(self._strata))
         return head + tuple(
             self._draw(index, stratum, step) for index, stratum in enumerate(self._strata)
         )
+
+    def _group_by_trunk(self, trunk_of: Callable[[BudgetT], Hashable]) -> list[list[BudgetT]]:
+        trunks: dict[Hashable, list[BudgetT]] = {}
+        for budget in self._ordered:
+            if budget not in (self._largest, self._smallest):
+                trunks.setdefault(trunk_of(budget), []).append(budget)
+        return list(trunks.values())
+
+    def _draw_trunk(self, step: int, count: int) -> tuple[BudgetT, ...]:
+        """Take `count` budgets of the step's trunk, or all of a trunk that has fewer."""
+        round_, position = divmod(step, len(self._trunks))
+        order = random.Random(f"{self.seed}/trunks/{round_}").sample(
+            range(len(self._trunks)), len(self._trunks)
+        )
+        trunk = self._trunks[order[position]]
+        first = round_ * count
+        return tuple(trunk[(first + i) % len(trunk)] for i in range(min(count, len(trunk))))
 
     def _draw(self, index: int, stratum: list[BudgetT], step: int) -> BudgetT:
         cycle, position = divmod(step, len(stratum))

@@ -94,8 +94,9 @@ class DeltaEncoderTrainer(HookedTrainer):
             losses["masked_lm"] = mean_over_models([self._masked_lm(z, targets) for z in logits])
         if self._distillation is not None and self.term_weights(step)["distillation"] != 0:
             teacher, students = self._teacher_and_students(batch, logits)
+            targets = self._distillation.soften(teacher)
             losses["distillation"] = mean_over_models(
-                [self._distillation(student, teacher) for student in students]
+                [self._distillation.against(student, targets) for student in students]
             )
         return losses
 

@@ -53,7 +53,8 @@ def elastic_step(
         logits = outputs.budget_logits
         masked_lm, distillation = MaskedLmLoss(), DistillationLoss()
         loss = mean_over_models([masked_lm(z, outputs.labels) for z in logits])
-        divergence = mean_over_models([distillation(z, logits[0]) for z in logits[1:]])
+        targets = distillation.soften(logits[0])
+        divergence = mean_over_models([distillation.against(z, targets) for z in logits[1:]])
         total = loss.total / loss.count + divergence.total / divergence.count
     torch.autograd.backward(total)
     return float(loss.total.detach() / loss.count)

@@ -1,0 +1,1 @@
+"""Recipes of the Delta-Matryoshka encoder, and the code that runs them."""

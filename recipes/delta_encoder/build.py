@@ -75,6 +75,7 @@ def scratch_config(
         head_dim=section.head_dim,
         intermediate_size=section.intermediate_size,
         max_position_embeddings=section.max_position_embeddings,
+        initializer_range=section.initializer_range,
         pad_token_id=tokenizer.pad_token_id,
         cls_token_id=tokenizer.cls_token_id,
         sep_token_id=tokenizer.sep_token_id,
@@ -109,7 +110,7 @@ def build_trainer(
     flops = [budget.flops(config, recipe.data.max_length) for budget in budgets]
     mode: Any = recipe.training.budget_sampling
     sampler = SandwichSampler(
-        budgets, flops, recipe.training.budgets_per_step, recipe.seed, mode
+        budgets, flops, recipe.training.budgets_per_step, recipe.seed, mode, trunk_of
     )
     loss = recipe.loss
     terms = [WeightedTerm(MaskedLmLoss(), Constant(loss.masked_lm_weight))]
@@ -142,6 +143,11 @@ def build_trainer(
     if isinstance(rows, StreamingPackedRows):
         trainer.stateful["stream"] = StreamPosition(rows, trainer)
     return trainer
+
+
+def trunk_of(budget: DeltaBudget) -> tuple[Any, ...]:
+    """Return what budgets have in common that one pass through the layers can supervise."""
+    return budget.width, budget.heads, budget.hidden
 
 
 class StreamPosition:

@@ -95,3 +95,23 @@ def test_arguments_are_checked(budgets: list, flops: list, options: dict, messag
     """Each error says what is wrong."""
     with pytest.raises(ValueError, match=message):
         SandwichSampler(budgets, flops, **options)
+
+
+def test_with_trunks_the_middle_shares_one_pass() -> None:
+    """Two budgets beside the ends, equal but for depth, so a step runs three trunks at most."""
+    sampler = SandwichSampler(LATTICE, FLOPS, 4, trunk_of=lambda box: (box.width, box.heads))
+    for step in range(60):
+        largest, smallest, *middle = sampler.sample(step)
+        assert (largest, smallest) == (LARGEST, SMALLEST)
+        assert len({(box.width, box.heads) for box in middle}) == 1
+        assert len(set(middle)) == 2 and not {largest, smallest} & set(middle)
+
+
+def test_with_trunks_every_budget_is_reached_equally_often_per_trunk() -> None:
+    """Nine trunks: 27 rounds of nine steps give each budget of a full trunk the same share."""
+    sampler = SandwichSampler(LATTICE, FLOPS, 4, trunk_of=lambda box: (box.width, box.heads))
+    drawn = [box for step in range(9 * 27) for box in sampler.sample(step)[2:]]
+    assert set(drawn) == set(LATTICE) - {LARGEST, SMALLEST}
+    inner = {drawn.count(box) for box in LATTICE if box.width == 3}
+    assert inner == {18}
+    assert {box for step in range(18) for box in sampler.sample(step)} == set(LATTICE)

@@ -2,10 +2,25 @@
 
 import math
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..loss_term import LossSum, LossTerm
+
+
+class SoftTargets(NamedTuple):
+    """A teacher's softened distribution.
+
+    Attributes:
+        probabilities: `(num_labelled, vocab)` in fp32.
+        negative_entropy: `sum_t sum_v p log p`, a scalar.
+    """
+
+    probabilities: Tensor
+    negative_entropy: Tensor
 
 
 class DistillationLoss(LossTerm):
@@ -54,11 +69,25 @@ class DistillationLoss(LossTerm):
                 f"distillation: student logits {tuple(student_logits.shape)} and teacher logits "
                 f"{tuple(teacher_logits.shape)} must have one shape (num_labelled, vocab)"
             )
-        tau = self.temperature
-        student = F.log_softmax(student_logits.float() / tau, dim=-1)
-        teacher = F.log_softmax(teacher_logits.detach().float() / tau, dim=-1)
-        divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
-        return LossSum(tau**2 * divergence, student_logits.shape[0])
+        return self.against(student_logits, self.soften(teacher_logits))
+
+    def soften(self, teacher_logits: Tensor) -> SoftTargets:
+        """Return the teacher's distribution, to be used for several students of a step."""
+        with torch.no_grad():
+            log_probabilities = F.log_softmax(teacher_logits.float() / self.temperature, dim=-1)
+            probabilities = log_probabilities.exp()
+            return SoftTargets(probabilities, (probabilities * log_probabilities).sum())
+
+    def against(self, student_logits: Tensor, targets: SoftTargets) -> LossSum:
+        """Sum the divergence of one student from softened targets.
+
+        KL is cross-entropy minus the teacher's entropy, which no student changes.
+        """
+        cross_entropy = F.cross_entropy(
+            student_logits.float() / self.temperature, targets.probabilities, reduction="sum"
+        )
+        divergence = cross_entropy + targets.negative_entropy
+        return LossSum(self.temperature**2 * divergence, student_logits.shape[0])
 
     def extra_repr(self) -> str:
         """Show the temperature in `repr`."""

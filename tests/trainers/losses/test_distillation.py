@@ -76,3 +76,15 @@ def test_shapes_that_differ() -> None:
     """Another vocabulary or other positions."""
     with pytest.raises(ValueError, match="must have one shape"):
         DistillationLoss()(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_softened_targets_serve_several_students() -> None:
+    """Softening once gives each student the loss it has on its own."""
+    generator = torch.Generator().manual_seed(2)
+    teacher, *students = torch.randn(4, 6, 9, generator=generator)
+    term = DistillationLoss(2.0)
+    targets = term.soften(teacher.requires_grad_())
+    assert not targets.probabilities.requires_grad
+    for student in students:
+        torch.testing.assert_close(term.against(student, targets), term(student, teacher))
+    assert term(teacher, teacher).total.item() == pytest.approx(0.0, abs=1e-4)
