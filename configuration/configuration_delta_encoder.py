@@ -184,7 +184,7 @@ class DeltaEncoderConfig(PretrainedConfig):
     def _require_divisible(self) -> None:
         heads, hidden = self.num_attention_heads, self.hidden_size
         if hidden % heads:
-            fitting = [n for n in range(1, hidden // 2 + 1) if hidden % n == 0 and hidden // n % 2 == 0]
+            fitting = [n for n in range(1, hidden // 2 + 1) if hidden % (2 * n) == 0]
             near = sorted(fitting, key=lambda n: abs(n - heads))[:2]
             raise ValueError(
                 f"num_attention_heads {heads} does not divide hidden_size {hidden}; "

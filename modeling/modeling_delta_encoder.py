@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 def is_traced() -> bool:
     """Whether the call is being compiled or traced, when values must not decide the path."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 class DeltaEncoderPreTrainedModel(PreTrainedModel):
@@ -63,7 +63,9 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
         """Save weights and configuration. Inside the package no code is written, hence no map.
 
         ``nestling export`` writes folders that load by themselves.
@@ -74,7 +76,7 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
                 "saving weights and configuration only; `nestling export` writes a folder that "
                 "loads without nestling"
             )
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def set_budget(self, budget: DeltaBudget | str | None) -> None:
         """Run at ``budget`` from now on; None runs the full model.

@@ -64,7 +64,7 @@ def _cells(folder: Path, method: str) -> dict[int, dict[str, Any]]:
         seed = path.parent.name.removeprefix(f"{method}-")
         if seed.isdigit():
             found[int(seed)] = read_evaluation(path)
-    return found
+    return dict(sorted(found.items()))
 
 
 def _budgets(

@@ -89,7 +89,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("head_dim", 7, "head_dim 7 must be an even number >= 2"),
     ("head_dim", 0, "head_dim 0 must be an even number >= 2"),
     ("head_dim", "8", "head_dim '8' must be an even number >= 2"),
-    ("num_attention_heads", 5, "num_attention_heads 5 does not divide hidden_size 32; use 4 or 8"),
+    ("num_attention_heads", 5, "num_attention_heads 5 does not divide hidden_size 32; use 2 or 4"),
     ("num_attention_heads", 32, "head_dim 1 must be an even number .* change num_attention_heads"),
     ("attention_dropout", 1.0, r"attention_dropout 1.0 must be in \[0, 1\)"),
     ("embedding_dropout", -0.1, r"embedding_dropout -0.1 must be in \[0, 1\)"),

@@ -278,9 +278,9 @@ def test_push_compile_pick_and_bench_call_their_seams(
         seen["pick"] = limits
         return Pick("0.5:2:2", "w050-h02-d02", 3.5, 1.25, 0.4, 1000, "measured")
 
-    def run(output: Path) -> list[dict[str, object]]:
+    def run(output: Path) -> dict[str, object]:
         seen["bench"] = output
-        return [{"ratio": 2.5}]
+        return {"suite": "step", "results": [], "summary": {"ratio": {"measured": 2.5}}}
 
     suite = ModuleType("suite")
     suite.__dict__["run"] = run

@@ -1,7 +1,6 @@
 """Knowledge distillation on logits (Hinton et al., 2015)."""
 
 import math
-
 from typing import NamedTuple
 
 import torch
@@ -16,11 +15,11 @@ class SoftTargets(NamedTuple):
 
     Attributes:
         probabilities: `(num_labelled, vocab)` in fp32.
-        negative_entropy: `sum_t sum_v p log p`, a scalar.
+        log_probabilities: their logarithm.
     """
 
     probabilities: Tensor
-    negative_entropy: Tensor
+    log_probabilities: Tensor
 
 
 class DistillationLoss(LossTerm):
@@ -75,18 +74,15 @@ class DistillationLoss(LossTerm):
         """Return the teacher's distribution, to be used for several students of a step."""
         with torch.no_grad():
             log_probabilities = F.log_softmax(teacher_logits.float() / self.temperature, dim=-1)
-            probabilities = log_probabilities.exp()
-            return SoftTargets(probabilities, (probabilities * log_probabilities).sum())
+            return SoftTargets(log_probabilities.exp(), log_probabilities)
 
     def against(self, student_logits: Tensor, targets: SoftTargets) -> LossSum:
         """Sum the divergence of one student from softened targets.
 
-        KL is cross-entropy minus the teacher's entropy, which no student changes.
+        The logarithms are subtracted before summing: cross-entropy minus entropy would cancel.
         """
-        cross_entropy = F.cross_entropy(
-            student_logits.float() / self.temperature, targets.probabilities, reduction="sum"
-        )
-        divergence = cross_entropy + targets.negative_entropy
+        student = F.log_softmax(student_logits.float() / self.temperature, dim=-1)
+        divergence = (targets.probabilities * (targets.log_probabilities - student)).sum()
         return LossSum(self.temperature**2 * divergence, student_logits.shape[0])
 
     def extra_repr(self) -> str:

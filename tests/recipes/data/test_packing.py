@@ -27,7 +27,7 @@ def first_fit_decreasing(lengths: list[int], limit: int) -> list[int]:
     rooms: list[int] = []
     rows = [0] * len(lengths)
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        for row, room in enumerate(rooms):
+        for row, room in enumerate(rooms):  # noqa: B007
             if room >= lengths[index]:
                 break
         else:
