@@ -23,10 +23,10 @@ demo: $(STAMP)  ## Train one nested encoder, measure 27 budgets, export three sl
 
 test: $(STAMP)  ## Lint, type-check and run the default test suite with coverage
 	$(MAKE) --no-print-directory lint
-	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## Run the tests marked slow as well
-	HF_HUB_OFFLINE=1 $(RUN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	$(RUN)/ruff check .
