@@ -11,7 +11,7 @@ _HOME = {
     "VerifyError": "verify_export",
     "VerifyReport": "verify_export",
     "push": "publish",
-    "LoadableCheckpoint": "on_save",
+    "make_checkpoint_loadable": "loadable_checkpoint",
 }
 
 __all__ = list(_HOME)

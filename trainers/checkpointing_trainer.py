@@ -42,11 +42,20 @@ class CheckpointingTrainer(Trainer):
 
     Args:
         stateful: Hooks whose state belongs to a checkpoint, by name.
+        complete_checkpoint: Called with the folder of a checkpoint before it is published, to add
+            files (the code that makes it loadable elsewhere, for example).
         kwargs: Arguments of `transformers.Trainer`.
     """
 
-    def __init__(self, *, stateful: Mapping[str, Stateful] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        stateful: Mapping[str, Stateful] | None = None,
+        complete_checkpoint: Callable[[Path], object] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.complete_checkpoint = complete_checkpoint
         self.stateful: dict[str, Stateful] = dict(stateful or {})
 
     # --- resuming ---
@@ -170,6 +179,8 @@ class CheckpointingTrainer(Trainer):
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
         if self.args.should_save:
+            if self.complete_checkpoint is not None:
+                self.complete_checkpoint(folder)
             if not self.args.save_only_model:
                 save_hook_state(folder, hook_state)
             self._collect_callback_states()

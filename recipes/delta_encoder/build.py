@@ -13,6 +13,7 @@ from ...configuration.configuration_delta_encoder import (
     default_steps,
 )
 from ...configuration.delta_budget import DeltaBudget
+from ...hub_cards.loadable_checkpoint import make_checkpoint_loadable
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ...modeling.importance_ordering import measure_importance, reorder_by_importance
 from ...modeling.modernbert_weights import load_modernbert
@@ -139,6 +140,8 @@ def build_trainer(
         if isinstance(rows, PositionedRows)
         else None,
         data_collator=collator_of(recipe, data, recipe.seed),
+        processing_class=data.tokenizer,
+        complete_checkpoint=make_checkpoint_loadable,
     )
     if isinstance(rows, StreamingPackedRows):
         trainer.stateful["stream"] = StreamPosition(rows, trainer)

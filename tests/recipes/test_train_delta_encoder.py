@@ -40,6 +40,21 @@ def test_a_run_leaves_what_the_documentation_names(tiny_run: Path) -> None:
     assert "0.5:2:1" in printed and "slices" in printed
 
 
+def test_a_checkpoint_loads_without_the_package(tiny_run: Path) -> None:
+    script = (
+        "import sys; sys.modules['nestling'] = None\n"
+        "from transformers import AutoModelForMaskedLM, AutoTokenizer\n"
+        "model = AutoModelForMaskedLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "batch = AutoTokenizer.from_pretrained(sys.argv[1])('import os', return_tensors='pt')\n"
+        "assert model(**batch).logits.isfinite().all()"
+    )
+    folder = str(tiny_run / "checkpoint-20")
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_every_term_is_logged_in_both_places(tiny_run: Path) -> None:
     events, _ = read_events(tiny_run / "events.jsonl", 0)
     logged = [event for event in events if event["event"] == "log" and "loss" in event]
