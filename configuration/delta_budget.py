@@ -121,6 +121,11 @@ class DeltaBudget:
         name = f"w{width}-h{self.heads:02d}-d{self.depth:02d}"
         return name if self.hidden is None else f"{name}-n{self.hidden:03d}"
 
+    @property
+    def trunk(self) -> tuple[float | tuple[float, ...], int, int | None]:
+        """Return what budgets share that differ in depth only: one pass serves them all."""
+        return self.width, self.heads, self.hidden
+
     def layer_widths(self) -> tuple[float, ...]:
         """Return one width for each kept layer."""
         return self.width if isinstance(self.width, tuple) else (self.width,) * self.depth

@@ -250,7 +250,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         inputs = self._prepare(input_ids, attention_mask, position_ids, inputs_embeds)
         groups: dict[tuple[Any, ...], list[DeltaBudget]] = {}
         for budget in budgets:
-            groups.setdefault((budget.width, budget.heads, budget.hidden), []).append(budget)
+            groups.setdefault(budget.trunk, []).append(budget)
         states: dict[DeltaBudget, Tensor] = {}
         for members in groups.values():
             deepest = max(members, key=lambda b: b.depth)

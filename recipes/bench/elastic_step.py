@@ -74,7 +74,9 @@ def run(
     budgets = config.budget_list()
     batch = masked_batch(vocab_size, batch_size, sequence_length, mlm_probability, seed)
     flops = [budget.flops(config, sequence_length) for budget in budgets]
-    sampler = SandwichSampler(budgets, flops, budgets_per_step, seed)
+    sampler = SandwichSampler(
+        budgets, flops, budgets_per_step, seed, trunk_of=lambda budget: budget.trunk
+    )
     draws = [sampler.sample(step) for step in range(sampled_steps)]
     results: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
@@ -133,9 +135,8 @@ def predicted_ratio(
     trunks: dict[Any, int] = {}
     head = 0
     for budget in draw:
-        key = (budget.width, budget.heads, budget.hidden)
         trunk = budget.flops(config, sequence_length, batch_size)
-        trunks[key] = max(trunks.get(key, 0), trunk)
+        trunks[budget.trunk] = max(trunks.get(budget.trunk, 0), trunk)
         head += budget.flops(config, sequence_length, batch_size, predicted_tokens) - trunk
     full = draw[0].flops(config, sequence_length, batch_size, predicted_tokens)
     return (sum(trunks.values()) + head) / full

@@ -96,7 +96,7 @@ def group_by_trunk(budgets: Sequence[DeltaBudget]) -> list[tuple[DeltaBudget, ..
     """Group the budgets that differ only in depth: one pass through the layers serves a group."""
     groups: dict[Any, list[DeltaBudget]] = {}
     for budget in budgets:
-        groups.setdefault((budget.width, budget.heads, budget.hidden), []).append(budget)
+        groups.setdefault(budget.trunk, []).append(budget)
     return [tuple(group) for group in groups.values()]
 
 

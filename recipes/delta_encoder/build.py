@@ -110,8 +110,9 @@ def build_trainer(
     budgets = config.budget_list()
     flops = [budget.flops(config, recipe.data.max_length) for budget in budgets]
     mode: Any = recipe.training.budget_sampling
+    per_step = recipe.training.budgets_per_step
     sampler = SandwichSampler(
-        budgets, flops, recipe.training.budgets_per_step, recipe.seed, mode, trunk_of
+        budgets, flops, per_step, recipe.seed, mode, trunk_of=lambda budget: budget.trunk
     )
     loss = recipe.loss
     terms = [WeightedTerm(MaskedLmLoss(), Constant(loss.masked_lm_weight))]
@@ -146,11 +147,6 @@ def build_trainer(
     if isinstance(rows, StreamingPackedRows):
         trainer.stateful["stream"] = StreamPosition(rows, trainer)
     return trainer
-
-
-def trunk_of(budget: DeltaBudget) -> tuple[Any, ...]:
-    """Return what budgets have in common that one pass through the layers can supervise."""
-    return budget.width, budget.heads, budget.hidden
 
 
 class StreamPosition:
