@@ -35,6 +35,10 @@ def study_table(study: Mapping[str, Any]) -> str:
         measures = [method["budgets"].get(budget, {}) for method in methods.values()]
         cells = [_interval(measure.get("cross_entropy")) for measure in measures]
         rows.append(f"| {budget} | " + " | ".join(cells) + " |")
+    for name, method in methods.items():
+        if "autc" in method:
+            violations = ", ".join(map(str, method["raw_violations"]))
+            rows += ["", f"{name}: AUTC {_interval(method['autc'])}; raw violations {violations}."]
     return "\n".join(rows) + "\n"
 
 
@@ -47,8 +51,10 @@ def _interval(measure: Mapping[str, Any] | None) -> str:
 
 
 def bench_table(result: Mapping[str, Any]) -> str:
-    """Return the rows of a benchmark as they were written."""
-    rows = result["rows"]
+    """Return the ratios of a benchmark beside their prediction and target."""
+    from .bench.bench_report import summary_rows
+
+    rows = summary_rows(result)
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
     for row in rows:
@@ -59,7 +65,9 @@ def bench_table(result: Mapping[str, Any]) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -20,9 +20,10 @@ def test_tables_are_generated(page: Path) -> None:
 
 
 def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
-    (tmp_path / "r.json").write_text(json.dumps({"rows": [{"suite": "packing", "ratio": 5.25}]}))
+    ratio = {"predicted": 2.5, "measured": 2.25, "target": 2.0, "met": True}
+    (tmp_path / "r.json").write_text(json.dumps({"summary": {"packing": ratio}}))
     page = "<!-- table: bench r.json -->\n| old |\n<!-- end -->"
-    assert "| packing | 5.25 |" in render_page(page, tmp_path)
+    assert "| packing | 2.5 | 2.25 | 2 | yes |" in render_page(page, tmp_path)
 
 
 def test_study_table_shows_intervals_and_single_runs() -> None:
