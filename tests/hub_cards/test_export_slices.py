@@ -42,7 +42,8 @@ def test_code_and_map_are_never_apart(slices_folder: Path, elastic_folder: Path)
     for folder in [*(p for p in slices_folder.iterdir() if p.is_dir()), elastic_folder]:
         config = read_json(folder / "config.json")
         code = {name for name in names(folder) if name.endswith(".py")}
-        assert names(folder) - code == COMPANIONS
+        # Transformers 4.57 writes the special tokens a second time, in a file of their own.
+        assert names(folder) - code - {"special_tokens_map.json"} == COMPANIONS
         if config["model_type"] == "modernbert":
             assert "auto_map" not in config and not code
         else:
