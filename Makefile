@@ -19,7 +19,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)  ## Train one nested encoder, measure 27 budgets, export three slices, prove them
-	HF_HUB_OFFLINE=1 $(RUN)/nestling train recipe=delta_encoder/demo output_dir=$(DEMO_DIR)
+	HF_HUB_OFFLINE=1 $(RUN)/nestling train recipe=delta_encoder/demo output_dir=$(DEMO_DIR) --resume
 
 test: $(STAMP)  ## Lint, type-check and run the default test suite with coverage
 	$(MAKE) --no-print-directory lint

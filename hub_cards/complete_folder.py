@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 MARKER = "nestling.json"
 LADDER = "budgets.json"
@@ -52,6 +54,14 @@ def write_json(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> No
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that others may read: the library makes it private."""
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(0o644)
 
 
 def is_ours(folder: Path) -> bool:

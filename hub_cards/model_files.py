@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,7 +15,7 @@ from ..modeling.modernbert_weights import (
     to_modernbert_config,
     to_modernbert_state,
 )
-from .complete_folder import PRODUCER, write_json
+from .complete_folder import PRODUCER, write_json, write_tensors
 
 WEIGHTS = "model.safetensors"
 # What belongs to the machine or the process that saved, not to the model.
@@ -82,4 +81,4 @@ def write_native_class(folder: Path, model: Any, dtype: torch.dtype) -> None:
 
 def _write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
     stored = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(stored, folder / WEIGHTS, metadata={"format": "pt", "producer": PRODUCER})
+    write_tensors(folder / WEIGHTS, stored, {"format": "pt", "producer": PRODUCER})

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
+
+from .complete_folder import write_tensors
 
 REFERENCE = "reference.safetensors"
 SEED = 0
@@ -67,4 +68,4 @@ def reference_outputs(model: Any, budget: Any) -> dict[str, Tensor]:
 
 def write_reference(folder: Path, outputs: dict[str, Tensor]) -> None:
     """Write ``reference.safetensors``."""
-    save_file(outputs, folder / REFERENCE)
+    write_tensors(folder / REFERENCE, outputs)

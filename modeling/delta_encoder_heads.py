@@ -116,8 +116,10 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
         }
         if budgets is not None:
             return self._forward_budgets(budgets, labels, {**inputs, **kwargs})
-        outputs = self.model(**inputs, budget=budget, **kwargs)
+        outputs = self.model(**inputs, budget=budget, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
+        if labels is not None:
+            require_shape(labels, hidden_states.shape[:2])
         if labels is not None and self.config.sparse_prediction:
             where = labelled_positions(labels)
             hidden_states = hidden_states.flatten(0, 1).index_select(0, where)
@@ -141,6 +143,7 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
         where = labelled_positions(labels)
         logits = []
         for states in self.model.exits(budgets, **inputs):
+            require_shape(labels, states.shape[:2])
             gathered = states.flatten(0, 1).index_select(0, where)
             logits.append(self.decoder(self.head(self.model.final_norm(gathered))))
         return NestedMaskedLMOutput(
@@ -170,15 +173,27 @@ class DeltaEncoderForSequenceClassification(DeltaEncoderPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         budget: DeltaBudget | str | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Classify each row; ``labels`` is (batch,), or (batch, num_labels) for several targets."""
         outputs = self.model(
-            input_ids, attention_mask, position_ids, inputs_embeds, budget=budget, **kwargs
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            budget=budget,
+            return_dict=True,
+            **kwargs,
         )
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.classifier_pooling)
         logits = self.classifier(self.dropout(self.head(pooled)))
-        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels, self.config)
+            if num_items_in_batch is not None:
+                # The trainer counts label entries over all accumulated batches.
+                loss = loss * labels.numel() / num_items_in_batch
         return SequenceClassifierOutput(
             loss=loss,
             logits=logits,
@@ -209,19 +224,42 @@ class DeltaEncoderForTokenClassification(DeltaEncoderPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         budget: DeltaBudget | str | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """Classify each token; ``labels`` is (batch, tokens) with -100 where there is none."""
         outputs = self.model(
-            input_ids, attention_mask, position_ids, inputs_embeds, budget=budget, **kwargs
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            budget=budget,
+            return_dict=True,
+            **kwargs,
         )
         logits = self.classifier(self.dropout(self.head(outputs.last_hidden_state)))
-        loss = None if labels is None else masked_lm_loss(logits, labels)
+        loss = None
+        if labels is not None:
+            require_shape(labels, logits.shape[:2])
+            loss = masked_lm_loss(logits, labels, num_items_in_batch)
         return TokenClassifierOutput(
             loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+        )
+
+
+def require_shape(labels: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse labels that do not lie on the tokens.
+
+    Raises:
+        ValueError: with both shapes.
+    """
+    if labels.shape != shape:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, the tokens {tuple(shape)}; "
+            "give one label per token, -100 where there is none"
         )
 
 

@@ -273,6 +273,11 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         source = input_ids if input_ids is not None else embeds
         assert source is not None
         rows, tokens = source.shape[:2]
+        if embeds is not None and embeds.shape[-1] != self.config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds have {embeds.shape[-1]} channels; "
+                f"give all {self.config.hidden_size}, a budget takes the first of them"
+            )
         if attention_mask is not None and not is_traced():
             if attention_mask.shape != (rows, tokens):
                 raise ValueError(

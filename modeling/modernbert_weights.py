@@ -169,13 +169,21 @@ def load_modernbert(
         revision: Hub revision.
 
     Raises:
-        ValueError: for another architecture.
+        ValueError: for another architecture, or a checkpoint that lacks weights.
     """
     from transformers import AutoConfig, ModernBertForMaskedLM
 
     stock_config = AutoConfig.from_pretrained(source, revision=revision)
     config = from_modernbert_config(stock_config, budgets)
-    stock = ModernBertForMaskedLM.from_pretrained(source, revision=revision, dtype=torch.float32)
+    loaded: Any = ModernBertForMaskedLM.from_pretrained(
+        source, revision=revision, dtype=torch.float32, output_loading_info=True
+    )
+    stock, report = loaded
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{source} has no {', '.join(sorted(report['missing_keys'])[:3])}; "
+            "start from a checkpoint with its masked-LM head (ModernBertForMaskedLM)"
+        )
     with torch.device("meta"):
         model = DeltaEncoderForMaskedLM(config)
     model.load_state_dict(from_modernbert_state(stock.state_dict(), config), assign=True)

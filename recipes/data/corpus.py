@@ -1,5 +1,6 @@
 """Recipe keys in, training data out: the one place where the parts of `recipes.data` meet."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..recipe_schema import DataSection
+from ..whole_file import write_whole_file
 from .document_sources import open_source
 from .documents import (
     SPLITS,
@@ -40,6 +42,13 @@ if TYPE_CHECKING:
     from .streaming import StreamingPackedRows
 
 logger = logging.getLogger(__name__)
+
+# What was asked for, beside the manifest that says what was made.
+REQUEST_FILE = "request.json"
+REQUEST_KEYS = (
+    "source path name split text_column text_columns group_column noncommercial max_bytes "
+    "tokenizer vocab_size"
+).split()
 
 # A stream has no end to wait for: tokenizer and validation rows come from its beginning.
 STREAM_HEAD_DOCUMENTS = 20_000
@@ -101,13 +110,21 @@ def build_data(section: DataSection, seed: int = 0, progress: bool = True) -> Pr
     if section.streaming:
         return _stream_data(section, seed)
     if section.pretokenized_path is not None:
-        prepare_data(section, progress)
+        prepare_data(section, progress, same_request=False)
         return _load_folder(Path(section.pretokenized_path))
     return _rows_in_memory(section)
 
 
-def prepare_data(section: DataSection, progress: bool = True) -> Manifest:
+def prepare_data(
+    section: DataSection, progress: bool = True, same_request: bool = True
+) -> Manifest:
     """Fill the folder `pretokenized_path`, or finish it; a complete one is only checked.
+
+    Args:
+        section: The `data` keys of a recipe.
+        progress: Whether long work shows a progress bar.
+        same_request: Whether a complete folder must have been asked for with the same keys. An
+            evaluation reads whatever rows it is given; training must not take others.
 
     Raises:
         DataError: If the key is missing, or the folder was made with other settings.
@@ -119,10 +136,12 @@ def prepare_data(section: DataSection, progress: bool = True) -> Manifest:
         manifest = Manifest.load(folder)
         if manifest.complete:
             _require_same_keys(section, manifest, folder)
+            if same_request:
+                _require_same_request(section, folder)
             return manifest
     source = source_of(section)
     scan = scan_documents(source, section.validation_fraction)
-    return prepare(
+    manifest = prepare(
         source,
         _tokenizer_of(section, source, scan.rule),
         folder,
@@ -133,6 +152,9 @@ def prepare_data(section: DataSection, progress: bool = True) -> Manifest:
         progress=progress,
         scan=scan,
     )
+    if same_request:
+        write_whole_file(folder / REQUEST_FILE, json.dumps(_request(section), indent=1) + "\n")
+    return manifest
 
 
 def _require_same_keys(section: DataSection, manifest: Manifest, folder: Path) -> None:
@@ -152,6 +174,28 @@ def _require_same_keys(section: DataSection, manifest: Manifest, folder: Path) -
         raise DataError(
             f"data.pretokenized_path={folder} was prepared with other settings: "
             f"{'; '.join(differing)}; use its values, or pass another folder"
+        )
+
+
+def _request(section: DataSection) -> dict[str, Any]:
+    """Return the keys that decide which rows there are; the source itself may be absent later."""
+    return {key: section.__dict__[key] for key in REQUEST_KEYS}
+
+
+def _require_same_request(section: DataSection, folder: Path) -> None:
+    path = folder / REQUEST_FILE
+    if not path.is_file():
+        return  # prepared by calling `prepare` directly
+    there, here = json.loads(path.read_text(encoding="utf-8")), _request(section)
+    differing = [
+        f"data.{key} was {there.get(key)!r} and is now {here[key]!r}"
+        for key in REQUEST_KEYS
+        if there.get(key) != here[key]
+    ]
+    if differing:
+        raise DataError(
+            f"{folder} holds other rows: {'; '.join(differing)}; use its values, or pass another "
+            "data.pretokenized_path or output_dir"
         )
 
 

@@ -107,8 +107,13 @@ class StreamingPackedRows(IterableDataset[StreamRow]):
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
         self.epochs = epochs
+        self.kept_states = KEPT_STATES
         self._first = StreamState()
-        self._states: deque[StreamState] = deque([self._first], maxlen=KEPT_STATES)
+        self._states: deque[StreamState] = deque([self._first], maxlen=self.kept_states)
+
+    def keep_states(self, rows_ahead: int) -> None:
+        """Keep enough states for a reader that fetches so many rows before it uses them."""
+        self.kept_states = max(KEPT_STATES, 2 * rows_ahead + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last row that was given; JSON can hold it."""
@@ -144,7 +149,7 @@ class StreamingPackedRows(IterableDataset[StreamRow]):
             raise DataError(
                 f"the state of the data stream is damaged ({error!r}); take an older checkpoint"
             ) from error
-        self._states = deque([self._first], maxlen=KEPT_STATES)
+        self._states = deque([self._first], maxlen=self.kept_states)
 
     def __iter__(self) -> Iterator[StreamRow]:
         """Yield rows from the loaded state on.
@@ -156,7 +161,7 @@ class StreamingPackedRows(IterableDataset[StreamRow]):
             raise DataError(
                 "a stream cannot run in loader workers; set training.dataloader_num_workers=0"
             )
-        self._states = deque([self._first], maxlen=KEPT_STATES)
+        self._states = deque([self._first], maxlen=self.kept_states)
         position = self._first.position
         for row, state in self._rows(self._first):
             # The state goes first: a reader may stop right after it has the row.

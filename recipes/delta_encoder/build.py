@@ -26,7 +26,7 @@ from ...trainers.masked_lm_collator import MaskedLMCollator
 from ...trainers.schedules import Constant
 from ...trainers.stream_sampler import PositionedRows, PositionSampler
 from ...trainers.training_arguments import NestlingTrainingArguments
-from ..cli_errors import DataError
+from ..cli_errors import DataError, ModelFolderError, UsageError
 from ..data.corpus import PreparedData
 from ..data.streaming import StreamingPackedRows
 from ..precision import has_accelerator, has_fast_bf16
@@ -48,7 +48,7 @@ def build_model(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderF
         config._attn_implementation = attention_of(recipe)
         model = DeltaEncoderForMaskedLM(config)
     else:
-        model = load_modernbert(section.init_from)
+        model = _load_source(section.init_from)
         config = model.config
         config.budgets = [str(budget) for budget in lattice_of(section, config)]
         model.set_attn_implementation(attention_of(recipe))
@@ -62,6 +62,16 @@ def build_model(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderF
     for budget in config.budget_list():
         budget.check(config)
     return model
+
+
+def _load_source(name: str) -> DeltaEncoderForMaskedLM:
+    try:
+        return load_modernbert(name)
+    except OSError as error:
+        raise ModelFolderError(
+            f"model.init_from={name} is neither a folder with a checkpoint nor a name that can be "
+            f"loaded ({str(error).splitlines()[0]}); check the path or the network"
+        ) from error
 
 
 def scratch_config(
@@ -145,6 +155,12 @@ def build_trainer(
         complete_checkpoint=make_checkpoint_loadable,
     )
     if isinstance(rows, StreamingPackedRows):
+        if trainer.accelerator.num_processes > 1:
+            raise UsageError(
+                f"data.streaming=true runs in one process, not {trainer.accelerator.num_processes};"
+                " prepare the data first (nestling prepare) and train on the prepared rows"
+            )
+        rows.keep_states(trainer.rows_per_step())
         trainer.stateful["stream"] = StreamPosition(rows, trainer)
     return trainer
 

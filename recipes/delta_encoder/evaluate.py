@@ -37,7 +37,7 @@ def run_full_evaluation(
     loader: Iterable[Batch],
     budgets: Sequence[BudgetRequest] | None = None,
     *,
-    sequence_length: int,
+    sequence_length: int | None = None,
     latency: bool = True,
     bootstrap_samples: int = 1000,
     seed: int = 0,
@@ -55,7 +55,8 @@ def run_full_evaluation(
         loader: batches with fixed masks; read once.
         budgets: `DeltaBudget`, texts, names (``smallest``…) or tuples (0.5, 4, 4); None takes all
             budgets of the configuration.
-        sequence_length: tokens of a sequence for FLOPs and latency.
+        sequence_length: tokens of a sequence for FLOPs and latency; None takes 128, or the
+            longest sequence of a model that is shorter.
         latency: time the sliced models on this CPU.
         bootstrap_samples: resamples of the rows for intervals and significance.
         seed: seed of the resamples.
@@ -74,6 +75,7 @@ def run_full_evaluation(
         ModelFolderError: if a budget's loss is not finite.
     """
     config = model.config
+    sequence_length = sequence_length or min(128, config.max_position_embeddings)
     chosen = resolve_budgets(budgets, config)
     calibrated = None
     if calibration_loader is not None:

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from ...trainers.checkpoint_files import last_complete_checkpoint
 from ..cli_errors import UsageError
 from ..data.corpus import PreparedData, build_data, prepare_data
 from ..environment import PACKAGE_FOLDER, commit_of
-from ..recipe_loader import save_recipe
+from ..recipe_loader import load_saved_recipe, save_recipe
 from ..recipe_schema import DeltaEncoderRecipe
+from ..shared_preparation import is_first_process, wait_until_prepared
 from .build import build_model, build_trainer
 from .evaluate import evaluate_folder
 from .evaluation_table import Row
@@ -25,6 +26,19 @@ logger = logging.getLogger(__name__)
 
 DATA_FOLDER, MODEL_FOLDER, SLICES_FOLDER = "data", "model", "slices"
 METRICS_FILE = "metrics.json"
+
+# Keys that a resumed run may set anew, because they do not touch what is learned.
+MAY_CHANGE = {
+    "data": ("num_proc", "pretokenized_path"),
+    "training": (
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "eval_steps",
+        "report_to",
+        "dataloader_num_workers",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,12 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
         )
     output_dir.mkdir(parents=True, exist_ok=True)
     recipe = with_data_folder(recipe)
-    save_recipe(recipe, output_dir)
+    if checkpoint is not None:
+        require_same_recipe(recipe, load_saved_recipe(output_dir))
+    if not recipe.data.streaming:
+        prepare_on_one_process(recipe)
+    if is_first_process():
+        save_recipe(recipe, output_dir)
     register_families()
     set_seed(recipe.seed)
     data = build_data(recipe.data, recipe.seed)
@@ -116,6 +135,42 @@ def publish(
         )
         written["slices"] = output_dir / SLICES_FOLDER
     return TrainReport(rows, written)
+
+
+def prepare_on_one_process(recipe: DeltaEncoderRecipe) -> None:
+    """Prepare the rows once; the other processes of a distributed run wait for them."""
+    if is_first_process():
+        prepare_data(recipe.data)
+    else:
+        wait_until_prepared(Path(str(recipe.data.pretokenized_path)))
+
+
+def require_same_recipe(recipe: DeltaEncoderRecipe, saved: DeltaEncoderRecipe) -> None:
+    """Refuse to go on with settings that would make the run something else than its recipe.
+
+    Evaluation, export and how often things are logged and saved may change.
+
+    Raises:
+        UsageError: naming every key that differs.
+    """
+    here, there = asdict(recipe), asdict(saved)
+    for section, keys in MAY_CHANGE.items():
+        for values in (here, there):
+            for key in keys:
+                values[section].pop(key)
+    differing = [
+        f"{section}.{key} was {there[section][key]!r} and is now {value!r}"
+        for section in ("model", "data", "training", "loss")
+        for key, value in here[section].items()
+        if there[section][key] != value
+    ]
+    if here["seed"] != there["seed"]:
+        differing.append(f"seed was {there['seed']} and is now {here['seed']}")
+    if differing:
+        raise UsageError(
+            f"{saved.output_dir} was trained with another recipe: {'; '.join(differing)}; "
+            "resume with the same values, or choose another output_dir"
+        )
 
 
 def with_data_folder(recipe: DeltaEncoderRecipe) -> DeltaEncoderRecipe:
