@@ -104,11 +104,8 @@ def main() -> None:
     if check and stale:
         sys.exit(f"out of date: {', '.join(stale)}; run make docs")
     if not check:
-        for result in sorted((PACKAGE_FOLDER / "docs" / "results").glob("delta_encoder_*.json")):
-            if json.loads(result.read_text(encoding="utf-8")).get("kind") == "evaluation":
-                image = PACKAGE_FOLDER / "docs" / "images" / result.name
-                image.parent.mkdir(exist_ok=True)
-                plot_ladder(read_evaluation(result), image)
+        for result in sorted((PACKAGE_FOLDER / "docs" / "results").glob("*_demo.json")):
+            plot_ladder(read_evaluation(result), PACKAGE_FOLDER / "docs" / "images" / result.name)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ..recipe_schema import DeltaEncoderRecipe
 from .build import first_batches, lattice_of, scratch_config
 from .evaluate import run_full_evaluation
 from .evaluation_inputs import open_run
-from .study_summary import summarise
+from .study_summary import plot_study, summarise
 from .train import METRICS_FILE, MODEL_FOLDER, prepare, train
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def run_study(recipe: DeltaEncoderRecipe, seeds: Sequence[int], output: Path) ->
         summary = summarise(output, recipe, {name: str(b) for name, b in budgets.items()})
         summary["environment"] = environment_block(seeds)
         write_json(output / SUMMARY_FILE, summary)
+    plot_study(output, seeds[0], summary["named_budgets"], output / SUMMARY_FILE)
     return output / SUMMARY_FILE
 
 

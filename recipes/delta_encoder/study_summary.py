@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..evaluation_file import read_evaluation
+from ..ladder_plot import plot_ladder
 from ..recipe_schema import DeltaEncoderRecipe
 from .train import METRICS_FILE
 
@@ -56,6 +57,27 @@ def summarise(
         },
         "methods": methods,
     }
+
+
+def plot_study(folder: Path, seed: int, named: Mapping[str, str], output: Path) -> list[Path]:
+    """Draw one seed: the nested ladder, post-hoc slices and separately trained models.
+
+    Args:
+        folder: folder of the study.
+        seed: the seed to draw.
+        named: budget of ``smallest``, ``middle`` and ``largest``.
+        output: path whose suffix is replaced by .png and .svg.
+    """
+    nested, post_hoc = (_cells(folder, method)[seed] for method in ("nested", "post-hoc"))
+    separate = [
+        {**_cells(folder, f"separate-{shape}")[seed]["budgets"][0], "budget": budget}
+        for shape, budget in named.items()
+    ]
+    references = {
+        "post-hoc slicing": post_hoc,
+        "trained separately": {**nested, "budgets": separate},
+    }
+    return plot_ladder(nested, output, references=references)
 
 
 def _cells(folder: Path, method: str) -> dict[int, dict[str, Any]]:

@@ -15,7 +15,7 @@ from ...trainers.checkpoint_files import last_complete_checkpoint
 from ..cli_errors import UsageError
 from ..data.corpus import PreparedData, build_data, prepare_data
 from ..environment import PACKAGE_FOLDER, commit_of
-from ..recipe_loader import load_saved_recipe, save_recipe
+from ..recipe_loader import SAVED_NAME, load_saved_recipe, save_recipe
 from ..recipe_schema import DeltaEncoderRecipe
 from ..shared_preparation import is_first_process, wait_until_prepared
 from .build import build_model, build_trainer
@@ -92,7 +92,7 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
         )
     output_dir.mkdir(parents=True, exist_ok=True)
     recipe = with_data_folder(recipe)
-    if checkpoint is not None:
+    if checkpoint is not None and (output_dir / SAVED_NAME).is_file():
         require_same_recipe(recipe, load_saved_recipe(output_dir))
     if not recipe.data.streaming:
         prepare_on_one_process(recipe)

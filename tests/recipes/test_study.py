@@ -50,6 +50,13 @@ def test_the_separate_largest_model_is_the_source_of_post_hoc_slices(finished: P
     assert sliced == pytest.approx(ours, abs=1e-4)
 
 
+def test_the_study_is_drawn(finished: Path) -> None:
+    drawn = (finished / "study.svg").read_text()
+    assert (finished / "study.png").stat().st_size > 10_000
+    for label in ("post-hoc slicing", "trained separately"):
+        assert label in drawn
+
+
 def test_a_finished_cell_is_not_run_again(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,7 @@ def test_empty_data(list_source) -> None:
 
 
 def test_one_line_of_data(list_source) -> None:
-    with pytest.raises(DataError, match=r"at least 2 groups .*data.validation_fraction=0"):
+    with pytest.raises(DataError, match=r"at least 2 groups .*give more text"):
         scan_documents(list_source(["one line"]), 0.1)
 
 
