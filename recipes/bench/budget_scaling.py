@@ -25,7 +25,7 @@ def run(
     intermediate_size: int = 1536,
     sequence_length: int = 128,
     batch_size: int = 8,
-    rounds: int = 2,
+    rounds: int = 4,
     threads: int | None = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
