@@ -104,9 +104,13 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
     model = build_model(recipe, data)
     trainer = build_trainer(recipe, model, data)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if not trainer.is_world_process_zero():
-        return TrainReport([], {})
-    return publish(recipe, trainer.model, data, output_dir)
+    report = TrainReport([], {})
+    if trainer.is_world_process_zero():
+        report = publish(recipe, trainer.model, data, output_dir)
+    # A process that leaves early takes the others down with it.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return report
 
 
 def publish(
