@@ -1,12 +1,9 @@
-"""The budget ladder as rows, Markdown, CSV and a rich table, all from the evaluation JSON."""
+"""The budget ladder as rows, Markdown and CSV, all from the evaluation JSON."""
 
 import csv
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 Row = dict[str, str | int | float | None]
 
@@ -54,22 +51,6 @@ def csv_table(evaluation: Mapping[str, Any]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
-
-
-def rich_table(evaluation: Mapping[str, Any], title: str = "Budget ladder") -> "Table":
-    """Return a table for the terminal; ends and middle of the lattice are bold."""
-    from rich.table import Table
-
-    rows = ladder_rows(evaluation)
-    summary = evaluation["summary"]
-    marked = {summary[name] for name in ("smallest", "middle", "largest")}
-    table = Table(title=title, title_justify="left")
-    for name, value in rows[0].items():
-        table.add_column(name, justify="right" if _is_number(value) else "left")
-    for row in rows:
-        style = "bold" if row["budget"] in marked else None
-        table.add_row(*map(format_value, row.values()), style=style)
-    return table
 
 
 def format_value(value: str | int | float | None) -> str:
