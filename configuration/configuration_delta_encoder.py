@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from .budget import BudgetError
 from .delta_budget import DeltaBudget
+from .delta_settings import validate_delta_settings
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
@@ -48,6 +49,23 @@ class DeltaEncoderConfig(PretrainedConfig):
         sparse_prediction: with labels, run the masked-LM head on labelled positions only, as
             ModernBERT does; logits then have shape (labelled tokens, vocabulary).
         classifier_pooling: ``"mean"`` or ``"cls"``.
+        base_intermediate_size: MLP channels of the base slice, one number or one per layer; what
+            lies outside is the delta. None means half, where a delta setting needs it.
+        base_attention_heads: heads of the base slice; None likewise.
+        delta_kind: ``"dense"`` stores the delta as the rest of each matrix, ``"dictionary"``
+            builds it from shared atoms, ``"low_rank"`` from two thin matrices a layer.
+        delta_atoms: atoms of each dictionary.
+        delta_rank: rank of an atom, or of the thin matrices.
+        conditioned_norms: let the gains of the norms depend on the budget.
+        conditioner_size: hidden units of the network that does it.
+        exit_affine: give each depth its own change of the final norm.
+        token_routing: have a preview network that can send chosen tokens only through the delta.
+        preview_size: hidden units of the preview network.
+        routing_layer: layers before this one run on all tokens; the preview reads their output.
+        delta_token_ratio: share of the real tokens that get the delta; None means all. May be
+            changed at any time, as may the next one.
+        delta_token_threshold: choose tokens by score instead, one by one; overrides the ratio.
+        drop_path: stochastic depth in training, 0 at the first layer to this rate at the last.
 
     Raises:
         ValueError: from `validate`, with the value, the allowed range and the fix.
@@ -86,6 +104,20 @@ class DeltaEncoderConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         initializer_cutoff_factor: float = 2.0,
         sparse_prediction: bool = True,
+        base_intermediate_size: int | list[int] | None = None,
+        base_attention_heads: int | None = None,
+        delta_kind: str = "dense",
+        delta_atoms: int = 16,
+        delta_rank: int = 64,
+        conditioned_norms: bool = False,
+        conditioner_size: int = 64,
+        exit_affine: bool = False,
+        token_routing: bool = False,
+        preview_size: int = 128,
+        routing_layer: int = 1,
+        delta_token_ratio: float | None = None,
+        delta_token_threshold: float | None = None,
+        drop_path: float = 0.0,
         budgets: list[str] | None = None,
         pad_token_id: int | None = None,
         cls_token_id: int | None = None,
@@ -122,6 +154,20 @@ class DeltaEncoderConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.initializer_cutoff_factor = initializer_cutoff_factor
         self.sparse_prediction = sparse_prediction
+        self.base_intermediate_size: Any = base_intermediate_size
+        self.base_attention_heads: Any = base_attention_heads
+        self.delta_kind = delta_kind
+        self.delta_atoms = delta_atoms
+        self.delta_rank = delta_rank
+        self.conditioned_norms = conditioned_norms
+        self.conditioner_size = conditioner_size
+        self.exit_affine = exit_affine
+        self.token_routing = token_routing
+        self.preview_size = preview_size
+        self.routing_layer = routing_layer
+        self.delta_token_ratio = delta_token_ratio
+        self.delta_token_threshold = delta_token_threshold
+        self.drop_path = drop_path
         self.cls_token_id = cls_token_id
         self.sep_token_id = sep_token_id
         self.pad_token_id = pad_token_id
@@ -135,6 +181,12 @@ class DeltaEncoderConfig(PretrainedConfig):
         if isinstance(self.intermediate_size, int):
             return [self.intermediate_size] * self.num_hidden_layers
         return list(self.intermediate_size[: self.num_hidden_layers])
+
+    def base_intermediate_sizes(self) -> list[int]:
+        """Return the MLP channels of the base slice of each layer."""
+        if isinstance(self.base_intermediate_size, int):
+            return [self.base_intermediate_size] * self.num_hidden_layers
+        return list(self.base_intermediate_size[: self.num_hidden_layers])
 
     def budget_list(self) -> list[DeltaBudget]:
         """Return the trained budgets that fit this (perhaps overridden) shape.
@@ -179,6 +231,7 @@ class DeltaEncoderConfig(PretrainedConfig):
         self._validate_pad()
         self._validate_activations()
         self._validate_layers()
+        validate_delta_settings(self)
         self._validate_budgets()
 
     def _require_divisible(self) -> None:

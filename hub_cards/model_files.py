@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from .. import __version__
 from ..modeling.families import Family
-from ..modeling.modeling_delta_encoder import slice_settings
+from ..modeling.sliceable_encoder import slice_settings
 from ..modeling.modernbert_weights import (
     is_modernbert_shape,
     to_modernbert_config,
@@ -26,7 +26,7 @@ def has_native_class(config: Any, budget: Any, family: Family) -> bool:
     """Whether a stock class computes the slice at ``budget``, so that no remote code is needed."""
     if family.model_type != "delta_encoder":
         return False
-    settings = slice_settings(budget.shape(config), budget)
+    settings = slice_settings(config, budget.shape(config), budget)
     return is_modernbert_shape(type(config)(**{**config.to_dict(), **settings}))
 
 

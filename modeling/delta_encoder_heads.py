@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
@@ -15,27 +16,36 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget
-from .modeling_delta_encoder import (
-    DeltaEncoderModel,
-    DeltaEncoderPreTrainedModel,
-    is_traced,
-)
+from .encoder_inputs import is_traced
+from .frozen_corner import frozen_parameters
+from .modeling_delta_encoder import DeltaEncoderModel, Exit
 from .nested_layers import NestedLayerNorm, NestedLinear
+from .sliceable_encoder import DeltaEncoderPreTrainedModel
 
 IGNORED_LABEL = -100
 
 
 @dataclass
 class NestedMaskedLMOutput(ModelOutput):
-    """Logits of several budgets at the labelled positions.
+    """What several budgets predict at the labelled positions.
 
     Attributes:
-        budget_logits: one (labelled tokens, vocabulary) tensor per budget, in the order asked for.
+        budget_logits: one (labelled tokens, vocabulary) tensor per budget, in the order asked
+            for; then that of the routed pass and that of the upgrade, if asked for.
         labels: (labelled tokens,) the labels at those positions.
+        states: one (labelled tokens, n) tensor per entry of ``budget_logits``: the states after
+            the final norm.
+        taps: for each budget the (batch, tokens, n) states after the layers asked for.
+        scores: (batch, tokens) of the preview network in the routed pass.
+        chosen: (batch, tokens) tokens that got the delta in the routed pass.
     """
 
     budget_logits: tuple[Tensor, ...] | None = None
     labels: Tensor | None = None
+    states: tuple[Tensor, ...] | None = None
+    taps: tuple[tuple[Tensor, ...], ...] | None = None
+    scores: Tensor | None = None
+    chosen: Tensor | None = None
 
 
 class PredictionHead(nn.Module):
@@ -83,6 +93,9 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
         labels: Tensor | None = None,
         budget: DeltaBudget | str | None = None,
         budgets: tuple[DeltaBudget, ...] | None = None,
+        tap_layers: tuple[tuple[int, ...], ...] | None = None,
+        routed: tuple[DeltaBudget, float] | None = None,
+        upgrade: tuple[DeltaBudget, DeltaBudget] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput | NestedMaskedLMOutput:
@@ -97,6 +110,11 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
             budget: the budget of this call.
             budgets: several budgets in one call, for training; needs ``labels`` and returns a
                 `NestedMaskedLMOutput` without a loss.
+            tap_layers: with ``budgets``: for each the layers whose states to return.
+            routed: with ``budgets``: one more pass of this budget whose delta runs on this share
+                of the tokens, as the preview network chooses them.
+            upgrade: with ``budgets``: one more pass of the first of these two, in which the
+                second, contained in it, gets no gradient.
             num_items_in_batch: divide the summed loss by this instead of the labelled tokens here.
             **kwargs: passed on to the trunk.
 
@@ -115,7 +133,8 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
             "inputs_embeds": inputs_embeds,
         }
         if budgets is not None:
-            return self._forward_budgets(budgets, labels, {**inputs, **kwargs})
+            inputs.update(kwargs, tap_layers=tap_layers, routed=routed)
+            return self._forward_budgets(budgets, labels, inputs, upgrade)
         outputs = self.model(**inputs, budget=budget, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if labels is not None:
@@ -136,19 +155,59 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
         )
 
     def _forward_budgets(
-        self, budgets: tuple[DeltaBudget, ...], labels: Tensor | None, inputs: dict[str, Any]
+        self,
+        budgets: tuple[DeltaBudget, ...],
+        labels: Tensor | None,
+        inputs: dict[str, Any],
+        upgrade: tuple[DeltaBudget, DeltaBudget] | None,
     ) -> NestedMaskedLMOutput:
         if labels is None:
             raise ValueError("budgets= needs labels: the head runs on labelled positions only")
         where = labelled_positions(labels)
-        logits = []
-        for states in self.model.exits(budgets, **inputs):
-            require_shape(labels, states.shape[:2])
-            gathered = states.flatten(0, 1).index_select(0, where)
-            logits.append(self.decoder(self.head(self.model.final_norm(gathered))))
+        exits = self.model.exits(budgets, **inputs)
+        require_shape(labels, exits[0].states.shape[:2])
+        states, logits = self._predict(exits, where)
+        if upgrade is not None:
+            above, below = self._upgrade(*upgrade, labels, inputs)
+            states, logits = (*states, above), (*logits, below)
+        last = exits[-1]
         return NestedMaskedLMOutput(
-            budget_logits=tuple(logits), labels=labels.flatten().index_select(0, where)
+            budget_logits=logits,
+            labels=labels.flatten().index_select(0, where),
+            states=states,
+            taps=tuple(found.taps for found in exits[: len(budgets)]),
+            scores=last.scores,
+            chosen=last.chosen,
         )
+
+    def _predict(
+        self, exits: list[Exit], where: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return normalised states and logits of every exit at the positions ``where``."""
+        states = tuple(
+            self.model.finish(found.states.flatten(0, 1).index_select(0, where), found.norm_change)
+            for found in exits
+        )
+        return states, tuple(self.decoder(self.head(state)) for state in states)
+
+    def _upgrade(
+        self, larger: DeltaBudget, smaller: DeltaBudget, labels: Tensor, inputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Run ``larger`` once more, no gradient reaching what ``smaller`` consists of."""
+        if not smaller < larger:
+            raise ValueError(f"an upgrade goes from a smaller budget, not {smaller} to {larger}")
+        if any(layer.gradient_checkpointing for layer in self.model.layers):
+            raise ValueError(
+                "an upgrade pass cannot recompute activations: they would be recomputed from "
+                "weights that let gradients through; switch gradient_checkpointing off"
+            )
+        plain = {**inputs, "tap_layers": None, "routed": None}
+        output = torch.func.functional_call(
+            self,
+            frozen_parameters(self, smaller),
+            kwargs={**plain, "labels": labels, "budgets": (larger,), "return_dict": True},
+        )
+        return output.states[0], output.budget_logits[0]
 
 
 class DeltaEncoderForSequenceClassification(DeltaEncoderPreTrainedModel):

@@ -4,9 +4,14 @@ Weights are laid out so that every slice is a leading corner of a matrix. Querie
 share one matrix ordered head by head, (heads, 3, head_dim), so the first h heads are its first
 rows: one product, no copy. The two halves of the gated MLP are separate matrices for the same
 reason.
+
+The outputs of heads and of MLP channels add up, so a layer splits exactly into a base slice and a
+delta. With a `TokenRoute` the base slice runs on every token and the delta on the chosen ones;
+the keys and values of the delta's heads are still those of all tokens.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -17,10 +22,35 @@ from ..configuration.configuration_delta_encoder import LOCAL, DeltaEncoderConfi
 from .document_attention import eager_attention
 from .nested_layers import NestedLayerNorm, NestedLinear
 from .rotary_embedding import rotate
+from .token_routing import TokenRoute
+
+NO_TAILS: Mapping[str, Tensor] = {}
+
+
+class LayerPass(NamedTuple):
+    """What one pass computes in one layer.
+
+    Attributes:
+        heads: heads that run.
+        channels: MLP channels that run.
+        tails: built parts of the weights by name; see `DeltaBlocks`.
+        attention_norm: change of the attention norm, or None.
+        mlp_norm: change of the MLP norm, or None.
+        route: tokens on which the delta runs; None means all.
+        kept: (batch, 1, 1) factor on what the layer adds, for stochastic depth; None means 1.
+    """
+
+    heads: int
+    channels: int
+    tails: Mapping[str, Tensor] = NO_TAILS
+    attention_norm: Tensor | None = None
+    mlp_norm: Tensor | None = None
+    route: TokenRoute | None = None
+    kept: Tensor | None = None
 
 
 class EncoderAttention(nn.Module):
-    """Bidirectional multi-head attention over the first ``heads`` heads."""
+    """Bidirectional multi-head attention over the first heads."""
 
     def __init__(self, config: DeltaEncoderConfig, layer_idx: int) -> None:
         super().__init__()
@@ -31,7 +61,10 @@ class EncoderAttention(nn.Module):
         # Flash attention counts the token itself; local_attention // 2 neighbours lie on each side.
         is_local = config.layer_types[layer_idx] == LOCAL
         self.sliding_window = config.local_attention // 2 + 1 if is_local else None
-        inner = config.num_attention_heads * config.head_dim
+        is_stored = config.delta_kind == "dense"
+        heads = config.num_attention_heads if is_stored else config.base_attention_heads
+        self.base_heads: int = config.base_attention_heads or heads
+        inner = heads * config.head_dim
         self.query_key_value = NestedLinear(config.hidden_size, 3 * inner, config.attention_bias)
         self.output = NestedLinear(
             inner, config.hidden_size, config.attention_bias, role="residual"
@@ -43,14 +76,30 @@ class EncoderAttention(nn.Module):
         hidden_states: Tensor,
         attention_mask: Any,
         rotary: tuple[Tensor, Tensor],
-        heads: int,
+        now: LayerPass,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Map (batch, tokens, n) to the same shape, with the weights if the back-end has them."""
-        batch, tokens, hidden = hidden_states.shape
-        states = self.query_key_value(hidden_states, 3 * heads * self.head_dim)
-        states = states.view(batch, tokens, heads, 3, self.head_dim).transpose(1, 2)
+        route = now.route if now.heads > self.base_heads else None
+        everywhere = now.heads if route is None else self.base_heads
+        hidden = hidden_states.shape[-1]
+        tails = now.tails if route is None else NO_TAILS
+        states = self.query_key_value(
+            hidden_states, 3 * everywhere * self.head_dim, tails.get("query_key_value")
+        )
+        states = states.view(*states.shape[:2], everywhere, 3, self.head_dim).transpose(1, 2)
         query, key, value = states.unbind(dim=3)  # (batch, heads, tokens, head_dim) each
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        mixed, weights = self._attend(query, key, value, attention_mask, **kwargs)
+        mixed = self.output(mixed.flatten(2), hidden, tails.get("output"))
+        if route is not None:
+            mixed = self._add_delta(mixed, hidden_states, attention_mask, rotary, now, route)
+        return self.output_dropout(mixed), weights
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return (batch, queries, heads, head_dim) and the weights."""
         implementation = self.config._attn_implementation
         attend = (
             eager_attention
@@ -59,8 +108,8 @@ class EncoderAttention(nn.Module):
         )
         mixed, weights = attend(
             self,
-            rotate(query, *rotary),
-            rotate(key, *rotary),
+            query,
+            key,
             value,
             attention_mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
@@ -68,28 +117,88 @@ class EncoderAttention(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        mixed = mixed.reshape(batch, tokens, heads * self.head_dim)
-        return self.output_dropout(self.output(mixed, hidden)), weights
+        return mixed, weights
+
+    def _add_delta(
+        self,
+        mixed: Tensor,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        now: LayerPass,
+        route: TokenRoute,
+    ) -> Tensor:
+        """Add the delta's heads at the chosen tokens: their queries, the keys of all tokens."""
+        if not route.flat.numel():
+            return mixed
+        batch, tokens, hidden = hidden_states.shape
+        heads, size = now.heads - self.base_heads, self.head_dim
+        whole = now.heads * size
+        weight = self.query_key_value.corner(3 * whole, hidden, now.tails.get("query_key_value"))
+        weight = weight[3 * self.base_heads * size :].view(heads, 3, size, hidden)
+        states = hidden_states @ weight[:, 1:].reshape(-1, hidden).T
+        key, value = states.view(batch, tokens, heads, 2, size).transpose(1, 2).unbind(dim=3)
+        columns = route.columns
+        picked = hidden_states.gather(1, columns[..., None].expand(-1, -1, hidden))
+        query = picked @ weight[:, 0].reshape(-1, hidden).T
+        query = query.view(batch, -1, heads, size).transpose(1, 2)
+        tables = [_rows_of(table, columns) for table in rotary]
+        mask = None if attention_mask is None else _rows_of(attention_mask, columns)
+        found, _ = self._attend(rotate(query, *tables), rotate(key, *rotary), value, mask)
+        back = self.output.corner(hidden, whole, now.tails.get("output"))
+        back = back[:, self.base_heads * size :]
+        return route.add(mixed, found.flatten(2)[route.is_chosen] @ back.T)
+
+
+def _rows_of(table: Tensor, columns: Tensor) -> Tensor:
+    """Take rows (batch, k) of axis 2 of (batch or 1, 1, tokens, size)."""
+    size = table.shape[-1]
+    index = columns[:, None, :, None].expand(-1, -1, -1, size)
+    return table.expand(columns.shape[0], -1, -1, -1).gather(2, index)
 
 
 class GatedMlp(nn.Module):
-    """``down(act(up(x)) * gate(x))`` over the first ``channels`` channels."""
+    """``down(act(up(x)) * gate(x))`` over the first channels."""
 
     def __init__(self, config: DeltaEncoderConfig, layer_idx: int) -> None:
         super().__init__()
         hidden, channels = config.hidden_size, config.intermediate_sizes()[layer_idx]
+        self.base_channels = channels
+        if config.base_intermediate_size is not None:
+            self.base_channels = config.base_intermediate_sizes()[layer_idx]
+        if config.delta_kind != "dense":
+            channels = self.base_channels
         self.up = NestedLinear(hidden, channels, config.mlp_bias)
         self.gate = NestedLinear(hidden, channels, config.mlp_bias)
         self.down = NestedLinear(channels, hidden, config.mlp_bias, role="residual")
         self.activation = ACT2FN[config.hidden_activation]
         self.dropout = nn.Dropout(config.mlp_dropout)
 
-    def forward(self, hidden_states: Tensor, channels: int) -> Tensor:
+    def forward(self, hidden_states: Tensor, now: LayerPass) -> Tensor:
         """Map (batch, tokens, n) to the same shape."""
-        inner = self.activation(self.up(hidden_states, channels)) * self.gate(
-            hidden_states, channels
-        )
-        return self.down(self.dropout(inner), hidden_states.shape[-1])
+        route = now.route if now.channels > self.base_channels else None
+        everywhere = now.channels if route is None else self.base_channels
+        tails = now.tails if route is None else NO_TAILS
+        inner = self.activation(self.up(hidden_states, everywhere, tails.get("up")))
+        inner = inner * self.gate(hidden_states, everywhere, tails.get("gate"))
+        added = self.down(self.dropout(inner), hidden_states.shape[-1], tails.get("down"))
+        if route is None:
+            return added
+        return self._add_delta(added, hidden_states, now, route)
+
+    def _add_delta(
+        self, added: Tensor, hidden_states: Tensor, now: LayerPass, route: TokenRoute
+    ) -> Tensor:
+        """Add the delta's channels at the chosen tokens."""
+        if not route.flat.numel():
+            return added
+        hidden, base = hidden_states.shape[-1], self.base_channels
+        states = route.gather(hidden_states)
+        up = self.up.corner(now.channels, hidden, now.tails.get("up"))[base:]
+        gate = self.gate.corner(now.channels, hidden, now.tails.get("gate"))[base:]
+        down = self.down.corner(hidden, now.channels, now.tails.get("down"))[:, base:]
+        inner = self.activation(states @ up.T) * (states @ gate.T)
+        return route.add(added, self.dropout(inner) @ down.T)
 
 
 class EncoderLayer(GradientCheckpointingLayer):
@@ -111,13 +220,14 @@ class EncoderLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         attention_mask: Any,
         rotary: tuple[Tensor, Tensor],
-        heads: int,
-        channels: int,
+        now: LayerPass,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the new hidden states (batch, tokens, n) and the attention weights, if any."""
-        mixed, weights = self.attention(
-            self.attention_norm(hidden_states), attention_mask, rotary, heads, **kwargs
-        )
-        hidden_states = hidden_states + mixed
-        return hidden_states + self.mlp(self.mlp_norm(hidden_states), channels), weights
+        normed = hidden_states
+        if isinstance(self.attention_norm, NestedLayerNorm):
+            normed = self.attention_norm(hidden_states, now.attention_norm)
+        mixed, weights = self.attention(normed, attention_mask, rotary, now, **kwargs)
+        hidden_states = hidden_states + (mixed if now.kept is None else mixed * now.kept)
+        added = self.mlp(self.mlp_norm(hidden_states, now.mlp_norm), now)
+        return hidden_states + (added if now.kept is None else added * now.kept), weights

@@ -7,7 +7,7 @@ arXiv 2004.04037). Sorting permutes whole units: heads as blocks, because rotary
 channels inside a head, and both halves of the gated MLP together.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..configuration.delta_budget import DeltaBudget
 from .delta_encoder_heads import DeltaEncoderForMaskedLM
-from .modeling_delta_encoder import DeltaEncoderPreTrainedModel
 from .nested_layers import NestedLayerNorm, NestedLinear
+from .sliceable_encoder import DeltaEncoderPreTrainedModel
 
 
 @dataclass
@@ -107,21 +107,41 @@ def _accumulate(
     return len(hidden)
 
 
-@torch.no_grad()
 def reorder_by_importance(model: DeltaEncoderPreTrainedModel, scores: Importance) -> None:
     """Sort units in place, most important first; the model computes what it did before."""
+    reorder_units(
+        model,
+        [heads.argsort(descending=True, stable=True) for heads in scores.heads],
+        [channels.argsort(descending=True, stable=True) for channels in scores.channels],
+        scores.hidden.argsort(descending=True, stable=True),
+    )
+
+
+@torch.no_grad()
+def reorder_units(
+    model: DeltaEncoderPreTrainedModel,
+    heads: Sequence[Tensor],
+    channels: Sequence[Tensor],
+    hidden: Tensor,
+) -> None:
+    """Permute units in place; the model computes what it did before.
+
+    Args:
+        model: an encoder with any head.
+        heads: one permutation per layer; unit ``heads[l][i]`` moves to place i.
+        channels: the same for the MLP channels of each layer.
+        hidden: one permutation of the hidden channels.
+    """
     trunk: Any = model.base_model
-    for layer, heads, channels in zip(trunk.layers, scores.heads, scores.channels, strict=True):
+    for layer, head_order, order in zip(trunk.layers, heads, channels, strict=True):
         head_dim = layer.attention.head_dim
-        order = heads.argsort(descending=True, stable=True)
         within = torch.arange(3 * head_dim)
-        _permute(layer.attention.query_key_value, rows=_blocks(order, within))
-        _permute(layer.attention.output, columns=_blocks(order, within[:head_dim]))
-        order = channels.argsort(descending=True, stable=True)
+        _permute(layer.attention.query_key_value, rows=_blocks(head_order, within))
+        _permute(layer.attention.output, columns=_blocks(head_order, within[:head_dim]))
         _permute(layer.mlp.up, rows=order)
         _permute(layer.mlp.gate, rows=order)
         _permute(layer.mlp.down, columns=order)
-    _permute_hidden(model, scores.hidden.argsort(descending=True, stable=True))
+    _permute_hidden(model, hidden)
 
 
 def _permute_hidden(model: DeltaEncoderPreTrainedModel, order: Tensor) -> None:

@@ -5,130 +5,42 @@ prefixes. ``set_budget`` (or ``budget=`` in a call) runs the nested model, ``sli
 a standalone model of the same class, and both compute the same function.
 """
 
-from os import PathLike
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget, SliceShape
-from .document_attention import plan_attention, reset_positions
-from .encoder_layer import EncoderLayer
-from .nested_layers import NestedLayerNorm, NestedLinear, leading_corner
-from .rotary_embedding import rotary_tables
+from .budget_conditioning import ExitAffine, NormConditioner
+from .delta_blocks import DeltaBlocks
+from .encoder_inputs import Inputs, is_traced, prepare_inputs
+from .encoder_layer import EncoderLayer, LayerPass
+from .nested_layers import NestedLayerNorm
+from .sliceable_encoder import DeltaEncoderPreTrainedModel
+from .token_routing import ResidualPreview, Routing, choose_tokens, route_tokens
 
-logger = logging.get_logger(__name__)
-
-
-def is_traced() -> bool:
-    """Whether the call is being compiled or traced, when values must not decide the path."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+ROUTABLE = ("eager", "sdpa")
 
 
-class DeltaEncoderPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading flags and the budget interface shared by all heads."""
+class Exit(NamedTuple):
+    """What a pass leaves at one depth.
 
-    config: DeltaEncoderConfig
-    config_class = DeltaEncoderConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["EncoderLayer"]  # noqa: RUF012  (transformers reads a plain list)
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    Attributes:
+        states: (batch, tokens, n) before the final norm.
+        norm_change: change of the final norm, or None.
+        taps: states after the layers asked for.
+        scores: (batch, tokens) of the preview network in a routed pass.
+        chosen: (batch, tokens) tokens that got the delta in a routed pass.
+    """
 
-    def __init__(self, config: DeltaEncoderConfig, **kwargs: Any) -> None:
-        config.validate()
-        super().__init__(config, **kwargs)
-        self.active_budget: DeltaBudget | None = None
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
-        if isinstance(module, NestedLinear) and module.role == "residual":
-            std /= (2.0 * self.config.num_hidden_layers) ** 0.5
-        elif isinstance(module, NestedLinear) and module.role == "classifier":
-            std = self.config.hidden_size**-0.5
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            cut = self.config.initializer_cutoff_factor * std
-            nn.init.trunc_normal_(module.weight, mean=0.0, std=std, a=-cut, b=cut)
-        if isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-        if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-    def save_pretrained(
-        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
-    ) -> None:
-        """Save weights and configuration. Inside the package no code is written, hence no map.
-
-        ``nestling export`` writes folders that load by themselves.
-        """
-        if not __name__.startswith("transformers_modules."):
-            vars(self.config).pop("auto_map", None)
-            logger.warning_once(
-                "saving weights and configuration only; `nestling export` writes a folder that "
-                "loads without nestling"
-            )
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def set_budget(self, budget: DeltaBudget | str | None) -> None:
-        """Run at ``budget`` from now on; None runs the full model.
-
-        Raises:
-            BudgetError: if the model cannot be cut so.
-        """
-        self.active_budget = None if budget is None else self._checked(budget)
-        trunk: Any = self.base_model
-        if trunk is not self:
-            trunk.set_budget(self.active_budget)
-
-    def slice(self, budget: DeltaBudget | str) -> Self:
-        """Return a standalone model that computes what this one computes at ``budget``.
-
-        Every weight of the smaller model is the leading corner of the same weight here.
-
-        Raises:
-            BudgetError: if the model cannot be cut so.
-        """
-        budget = self._checked(budget)
-        shape = budget.shape(self.config)
-        config = type(self.config)(**{**self.config.to_dict(), **slice_settings(shape, budget)})
-        config._attn_implementation = self.config._attn_implementation
-        with torch.device("meta"):
-            smaller = type(self)(config)
-        state = self.state_dict()
-        smaller.load_state_dict(
-            {k: leading_corner(state[k], v.shape) for k, v in smaller.state_dict().items()},
-            assign=True,
-        )
-        smaller.tie_weights()
-        return smaller.train(self.training)
-
-    def _checked(self, budget: DeltaBudget | str) -> DeltaBudget:
-        budget = budget if isinstance(budget, DeltaBudget) else DeltaBudget.parse(budget)
-        budget.check(self.config)
-        return budget
-
-
-def slice_settings(shape: SliceShape, budget: DeltaBudget) -> dict[str, Any]:
-    """Return the configuration values in which a slice differs from its source."""
-    sizes = set(shape.intermediate)
-    return {
-        "hidden_size": shape.hidden,
-        "num_attention_heads": shape.heads,
-        "num_hidden_layers": shape.layers,
-        "intermediate_size": sizes.pop() if len(sizes) == 1 else list(shape.intermediate),
-        "budgets": [f"1.0:{shape.heads}:{shape.layers}"],
-        "sliced_from": str(budget),
-        "architectures": None,
-    }
+    states: Tensor
+    norm_change: Tensor | None = None
+    taps: tuple[Tensor, ...] = ()
+    scores: Tensor | None = None
+    chosen: Tensor | None = None
 
 
 class DeltaEncoderEmbeddings(nn.Module):
@@ -140,7 +52,13 @@ class DeltaEncoderEmbeddings(nn.Module):
         self.norm = NestedLayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
         self.dropout = nn.Dropout(config.embedding_dropout)
 
-    def forward(self, input_ids: Tensor | None, embeds: Tensor | None, hidden: int) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        embeds: Tensor | None,
+        hidden: int,
+        norm_change: Tensor | None = None,
+    ) -> Tensor:
         """Return (batch, tokens, hidden)."""
         if embeds is None and input_ids is not None:
             if input_ids.device.type == "cpu" and not is_traced():
@@ -148,7 +66,7 @@ class DeltaEncoderEmbeddings(nn.Module):
             # The whole module is called, because offloading hooks hang on it.
             embeds = self.token(input_ids)
         assert embeds is not None
-        return self.dropout(self.norm(embeds[..., :hidden]))
+        return self.dropout(self.norm(embeds[..., :hidden], norm_change))
 
     def _check_ids(self, input_ids: Tensor) -> None:
         if not input_ids.numel():
@@ -173,6 +91,10 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             EncoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
         )
         self.final_norm = NestedLayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
+        self.deltas = None if config.delta_kind == "dense" else DeltaBlocks(config)
+        self.conditioner = NormConditioner(config) if config.conditioned_norms else None
+        self.exit_affine = ExitAffine(config) if config.exit_affine else None
+        self.preview = ResidualPreview(config) if config.token_routing else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -191,6 +113,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         budget: DeltaBudget | str | None = None,
+        delta_tokens: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
@@ -204,6 +127,8 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             position_ids: (batch, tokens); None counts from 0, anew in each document.
             inputs_embeds: (batch, tokens, hidden) instead of ``input_ids``.
             budget: overrides ``set_budget`` for this call.
+            delta_tokens: (batch, tokens) bool, the tokens that get the delta in the layers from
+                ``routing_layer`` on; None asks the configuration.
             output_hidden_states: also return the states before each layer and the last one.
             output_attentions: also return attention weights (eager attention only).
             **kwargs: passed on to the attention function.
@@ -215,15 +140,18 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         chosen = chosen or DeltaBudget.full(self.config)
         collected: list[Tensor] = []
         weights: list[Any] = []
-        last = self._run(
+        inputs = prepare_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds)
+        exits = self._run(
             chosen.shape(self.config),
-            self._prepare(input_ids, attention_mask, position_ids, inputs_embeds),
-            {chosen.depth},
-            collected,
-            weights,
+            inputs,
+            {chosen.depth: ()},
             kwargs,
-        )[chosen.depth]
-        last = self.final_norm(last)
+            self._routing(delta_tokens),
+            drops_paths=True,
+            collected=collected,
+            weights=weights,
+        )
+        last = self.finish(exits[chosen.depth].states, exits[chosen.depth].norm_change)
         wants_states = self.config.output_hidden_states
         if output_hidden_states is not None:
             wants_states = output_hidden_states
@@ -233,6 +161,11 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             attentions=tuple(weights) if output_attentions else None,
         )
 
+    def finish(self, states: Tensor, norm_change: Tensor | None) -> Tensor:
+        """Apply the final norm of an exit to (..., n)."""
+        normed: Tensor = self.final_norm(states, norm_change)
+        return normed
+
     def exits(
         self,
         budgets: tuple[DeltaBudget, ...],
@@ -240,102 +173,157 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        tap_layers: tuple[tuple[int, ...], ...] | None = None,
+        routed: tuple[DeltaBudget, float] | None = None,
         **kwargs: Any,
-    ) -> list[Tensor]:
-        """Return the states of several budgets before the final norm, in the order asked for.
+    ) -> list[Exit]:
+        """Run several budgets and return their exits, in the order asked for.
 
-        Budgets that differ only in depth share one pass through the layers.
+        Budgets that differ only in depth share one pass through the layers. The pass of the first
+        budget runs without stochastic depth, because it teaches the others.
+
+        Args:
+            budgets: budgets that run on all tokens, whatever the configuration says.
+            input_ids: see `forward`, as for the next three.
+            attention_mask: see there.
+            position_ids: see there.
+            inputs_embeds: see there.
+            tap_layers: for each budget the layers (counted from 1) whose states to keep.
+            routed: a budget and the share of tokens that get its delta; its exit comes last.
+            **kwargs: passed on to the attention function.
         """
         budgets = tuple(map(self._checked, budgets))
-        inputs = self._prepare(input_ids, attention_mask, position_ids, inputs_embeds)
-        groups: dict[tuple[Any, ...], list[DeltaBudget]] = {}
-        for budget in budgets:
-            groups.setdefault(budget.trunk, []).append(budget)
-        states: dict[DeltaBudget, Tensor] = {}
+        taps = tap_layers or ((),) * len(budgets)
+        inputs = prepare_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, budget in enumerate(budgets):
+            groups.setdefault(budget.trunk, []).append(index)
+        exits: dict[int, Exit] = {}
         for members in groups.values():
-            deepest = max(members, key=lambda b: b.depth)
-            by_depth = self._run(
-                deepest.shape(self.config), inputs, {b.depth for b in members}, [], [], kwargs
+            deepest = max((budgets[index] for index in members), key=lambda b: b.depth)
+            wanted = {budgets[index].depth: taps[index] for index in members}
+            found = self._run(
+                deepest.shape(self.config), inputs, wanted, kwargs, drops_paths=0 not in members
             )
-            states.update({b: by_depth[b.depth] for b in members})
-        return [states[budget] for budget in budgets]
+            exits.update({index: found[budgets[index].depth] for index in members})
+        ordered = [exits[index] for index in range(len(budgets))]
+        if routed is not None:
+            budget, ratio = routed
+            run = self._run(
+                self._checked(budget).shape(self.config),
+                inputs,
+                {budget.depth: ()},
+                kwargs,
+                Routing(ratio=ratio),
+            )
+            ordered.append(run[budget.depth])
+        return ordered
 
-    def _prepare(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        embeds: Tensor | None,
-    ) -> tuple[Any, ...]:
-        """Work out positions, rotary tables and masks, once for all budgets of a call."""
-        if (input_ids is None) == (embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        source = input_ids if input_ids is not None else embeds
-        assert source is not None
-        rows, tokens = source.shape[:2]
-        if embeds is not None and embeds.shape[-1] != self.config.hidden_size:
-            raise ValueError(
-                f"inputs_embeds have {embeds.shape[-1]} channels; "
-                f"give all {self.config.hidden_size}, a budget takes the first of them"
+    def _routing(self, delta_tokens: Tensor | None) -> Routing | None:
+        """Return how the configuration (or the caller) wants tokens chosen; None for all."""
+        config = self.config
+        if delta_tokens is not None:
+            if not config.token_routing:
+                raise ValueError("delta_tokens needs a base slice; set token_routing=True")
+            return Routing(chosen=delta_tokens.bool())
+        if config.delta_token_threshold is not None:
+            return Routing(threshold=config.delta_token_threshold)
+        ratio = config.delta_token_ratio
+        return None if ratio is None or ratio >= 1.0 else Routing(ratio=ratio)
+
+    def plan_pass(
+        self, shape: SliceShape
+    ) -> tuple[Tensor | None, list[LayerPass], Tensor | None]:
+        """Build what a pass needs: embedding norm change, layers, final norm change."""
+        layers, full = shape.layers, self.config.num_hidden_layers
+        tails = [{}] * layers if self.deltas is None else self.deltas(shape)
+        passes = [
+            LayerPass(shape.heads, channels, tail)
+            for channels, tail in zip(shape.intermediate, tails, strict=True)
+        ]
+        if self.conditioner is None:
+            return None, passes, None
+        changes = self.conditioner(shape)
+        passes = [
+            now._replace(
+                attention_norm=changes[index] if index else None, mlp_norm=changes[full + index]
             )
-        if attention_mask is not None and not is_traced():
-            if attention_mask.shape != (rows, tokens):
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, "
-                    f"the input ({rows}, {tokens}); they must be equal"
-                )
-            if bool((attention_mask == 1).all()):
-                attention_mask = None
-        if position_ids is None:
-            position_ids = (
-                torch.arange(tokens, device=source.device)[None]
-                if attention_mask is None
-                else reset_positions(attention_mask)
-            )
-        plan = plan_attention(
-            self.config._attn_implementation,
-            attention_mask,
-            (rows, tokens),
-            self.config.local_attention,
-            source.device,
-        )
-        thetas = {
-            "full_attention": self.config.global_rope_theta,
-            "sliding_attention": self.config.local_rope_theta,
-        }
-        tables = {
-            name: rotary_tables(position_ids, self.config.head_dim, theta)
-            for name, theta in thetas.items()
-            if name in self.config.layer_types
-        }
-        return input_ids, embeds, plan, tables
+            for index, now in enumerate(passes)
+        ]
+        return changes[0], passes, changes[2 * full]
+
+    def final_change(self, conditioned: Tensor | None, depth: int) -> Tensor | None:
+        """Return the change of the final norm after ``depth`` layers."""
+        if self.exit_affine is None:
+            return conditioned
+        own: Tensor = self.exit_affine(depth)
+        return own if conditioned is None else own + conditioned
 
     def _run(
         self,
         shape: SliceShape,
-        inputs: tuple[Any, ...],
-        exit_depths: set[int],
-        collected: list[Tensor],
-        weights: list[Any],
+        inputs: Inputs,
+        wanted: dict[int, tuple[int, ...]],
         kwargs: dict[str, Any],
-    ) -> dict[int, Tensor]:
-        """Run the first ``shape.layers`` layers; return the states after each exit depth."""
-        input_ids, embeds, plan, tables = inputs
-        hidden_states = self.embeddings(input_ids, embeds, shape.hidden)
-        exits: dict[int, Tensor] = {}
-        for depth, channels in enumerate(shape.intermediate, start=1):
-            layer = self.layers[depth - 1]
-            collected.append(hidden_states)
-            hidden_states, layer_weights = layer(
-                hidden_states,
-                plan.masks[layer.attention_type],
-                tables[layer.attention_type],
-                shape.heads,
-                channels,
-                **plan.kwargs,
+        routing: Routing | None = None,
+        drops_paths: bool = False,
+        collected: list[Tensor] | None = None,
+        weights: list[Any] | None = None,
+    ) -> dict[int, Exit]:
+        """Run the first ``shape.layers`` layers.
+
+        Args:
+            shape: what runs.
+            inputs: from `_prepare`.
+            wanted: depth of each exit -> layers whose states it keeps as taps.
+            kwargs: for the attention function.
+            routing: how the tokens of the delta are chosen; None runs it on all.
+            drops_paths: whether stochastic depth applies in training.
+            collected: receives the states before each layer.
+            weights: receives attention weights.
+        """
+        if routing is not None and self.config._attn_implementation not in ROUTABLE:
+            raise ValueError(
+                f"token routing needs attention {' or '.join(ROUTABLE)}, not "
+                f"{self.config._attn_implementation}: the chosen queries are gathered"
+            )
+        embedding_change, passes, final_change = self.plan_pass(shape)
+        states = self.embeddings(inputs.input_ids, inputs.embeds, shape.hidden, embedding_change)
+        scores = chosen = route = None
+        exits: dict[int, Exit] = {}
+        kept_states: dict[int, Tensor] = {}
+        tapped = {layer for taps in wanted.values() for layer in taps}
+        for index, now in enumerate(passes):
+            if routing is not None and index == self.config.routing_layer:
+                scores, chosen = choose_tokens(self.preview, states, inputs.is_real, routing)
+                route = route_tokens(chosen, scores if self.training else None)
+            if collected is not None:
+                collected.append(states)
+            kept = self._kept(states, index) if drops_paths and self.training else None
+            layer = self.layers[index]
+            states, layer_weights = layer(
+                states,
+                inputs.plan.masks[layer.attention_type],
+                inputs.tables[layer.attention_type],
+                now._replace(route=route, kept=kept),
+                **inputs.plan.kwargs,
                 **kwargs,
             )
-            weights.append(layer_weights)
-            if depth in exit_depths:
-                exits[depth] = hidden_states
+            if weights is not None:
+                weights.append(layer_weights)
+            depth = index + 1
+            if depth in tapped:
+                kept_states[depth] = states
+            if depth in wanted:
+                taps = tuple(kept_states[layer] for layer in wanted[depth])
+                change = self.final_change(final_change, depth)
+                exits[depth] = Exit(states, change, taps, scores, chosen)
         return exits
+
+    def _kept(self, states: Tensor, index: int) -> Tensor | None:
+        """Draw which rows skip a layer: (batch, 1, 1), 0 or 1 / (1 - rate)."""
+        rate = self.config.drop_path * index / max(1, self.config.num_hidden_layers - 1)
+        if not rate:
+            return None
+        drawn = torch.rand(states.shape[0], 1, 1, device=states.device)
+        return (drawn >= rate).to(states.dtype) / (1 - rate)

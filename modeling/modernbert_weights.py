@@ -43,6 +43,8 @@ def stock_obstacle(config: DeltaEncoderConfig) -> str | None:
         return f"intermediate_size differs between layers: {config.intermediate_sizes()}"
     if config.layer_types != regular:
         return f"global layers do not come every {every} layers: {config.layer_types}"
+    if config.delta_token_ratio is not None or config.delta_token_threshold is not None:
+        return "delta_token_ratio or delta_token_threshold is set, so tokens are routed"
     return None
 
 
@@ -130,7 +132,7 @@ def to_modernbert_state(
         name = _rename(key, _RENAMED)
         if ".attn.Wqkv." in name:
             tensor = tensor.unflatten(0, (heads, 3, size)).transpose(0, 1).flatten(0, 2)
-        if ".mlp.gate." in name:
+        if ".mlp.gate." in name or name.removeprefix("model.").startswith("preview."):
             continue
         if ".mlp.up." in name:
             tensor = torch.cat((tensor, state[key.replace(".mlp.up.", ".mlp.gate.")]))

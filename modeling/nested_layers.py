@@ -12,12 +12,17 @@ from torch.nn import functional as F
 class NestedLinear(nn.Linear):
     """``y = x W[:out, :in]^T + b[:out]``, with ``in`` read from the input.
 
+    ``W`` is the stored weight, or the stored weight followed by a ``tail``: the part of the rows
+    (or, with ``role="residual"``, of the columns) that is built from few parameters instead of
+    being stored.
+
     Args:
-        in_features: columns of the full weight.
-        out_features: rows of the full weight.
+        in_features: columns of the stored weight.
+        out_features: rows of the stored weight.
         bias: whether there is a bias.
         role: what the weight does, which sets its initial scale: ``"inner"``, ``"residual"``
-            (its output joins the residual stream) or ``"classifier"``.
+            (its output joins the residual stream), ``"classifier"``, ``"features"`` (reads a
+            few numbers) or ``"change"`` (starts at zero).
     """
 
     def __init__(
@@ -26,15 +31,24 @@ class NestedLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.role = role
 
-    def forward(self, input: Tensor, out_features: int | None = None) -> Tensor:
-        """Map (..., in) to (..., out_features); None keeps all rows."""
+    def forward(
+        self, input: Tensor, out_features: int | None = None, tail: Tensor | None = None
+    ) -> Tensor:
+        """Map (..., in) to (..., out_features); None keeps all stored rows."""
         out_features = out_features or self.out_features
-        weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        if weight.shape != (out_features, input.shape[-1]):
-            weight = weight[:out_features, : input.shape[-1]]
-            bias = None if bias is None else bias[:out_features]
-        return F.linear(input, weight, bias)
+        if bias is not None and out_features != self.out_features:
+            bias = bias[:out_features]
+        return F.linear(input, self.corner(out_features, input.shape[-1], tail), bias)
+
+    def corner(self, rows: int, columns: int, tail: Tensor | None = None) -> Tensor:
+        """Return the first rows and columns of the stored weight, followed by ``tail`` if given."""
+        weight: Tensor = self.weight
+        if tail is not None and self.role == "residual":
+            weight = torch.cat((weight[:rows], tail.to(weight.dtype)), dim=1)
+        elif tail is not None:
+            weight = torch.cat((weight[:, :columns], tail.to(weight.dtype)), dim=0)
+        return weight if weight.shape == (rows, columns) else weight[:rows, :columns]
 
 
 class NestedLayerNorm(nn.LayerNorm):
@@ -47,11 +61,30 @@ class NestedLayerNorm(nn.LayerNorm):
     def __init__(self, size: int, eps: float, bias: bool) -> None:
         super().__init__(size, eps=eps, bias=bias)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise (..., n) with the first n gains."""
+    def forward(self, input: Tensor, change: Tensor | None = None) -> Tensor:
+        """Normalise (..., n) with the first n gains.
+
+        Args:
+            input: (..., n).
+            change: (1 or 2, size) relative change of the gain and, where the norm has a bias,
+                what is added to the bias; see `folded`.
+        """
         size = input.shape[-1]
-        bias = None if self.bias is None else self.bias[:size]
-        return F.layer_norm(input, (size,), self.weight[:size], bias, self.eps)
+        gain, bias = self.folded(change)
+        return F.layer_norm(
+            input, (size,), gain[:size], None if bias is None else bias[:size], self.eps
+        )
+
+    def folded(self, change: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return gain and bias of the plain norm that ``change`` amounts to.
+
+        ``gain (1 + change[0])`` and ``bias + change[1]``: zero changes nothing.
+        """
+        bias: Tensor | None = self.bias
+        if change is None:
+            return self.weight, bias
+        change = change.to(self.weight.dtype)
+        return self.weight * (1 + change[0]), None if bias is None else bias + change[1]
 
 
 def leading_corner(tensor: Tensor, shape: torch.Size) -> Tensor:

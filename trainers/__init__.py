@@ -9,10 +9,12 @@ from typing import Any
 _MODULE_OF = {
     "CheckpointError": "checkpoint_files",
     "CheckpointWriteError": "checkpoint_files",
+    "DeltaClassifierTrainer": "delta_classifier_trainer",
     "DeltaEncoderTrainer": "delta_encoder_trainer",
     "DistillationLoss": "losses.distillation",
     "EventLog": "event_log",
     "HookedTrainer": "hooked_trainer",
+    "LabelCrossEntropyLoss": "losses.label_cross_entropy",
     "LossSum": "loss_term",
     "LossTerm": "loss_term",
     "MaskedLmLoss": "losses.masked_lm",

@@ -8,6 +8,27 @@ from ..loss_term import LossSum, LossTerm
 IGNORED_LABEL = -100
 
 
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each token, with gradient.
+
+    Args:
+        logits: `(num_labelled, vocab)`.
+        labels: `(num_labelled,)` token ids; -100 gives a loss of 0.
+
+    Returns:
+        `(num_labelled,)` in fp32, in nats.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if logits.dim() != 2 or logits.shape[:1] != labels.shape:
+        raise ValueError(
+            f"token_losses: logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must be "
+            "(num_labelled, vocab) and (num_labelled,)"
+        )
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
+
+
 class MaskedLmLoss(LossTerm):
     """Cross-entropy summed over the labelled positions.
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from nestling.trainers.losses.masked_lm import MaskedLmLoss
+from nestling.trainers.losses.masked_lm import MaskedLmLoss, token_losses
 
 
 def slow_sum(logits: list[list[float]], labels: list[int]) -> float:
@@ -60,3 +60,17 @@ def test_shapes_that_do_not_fit() -> None:
     """The error names both."""
     with pytest.raises(ValueError, match=r"\(2, 3\) do not fit labels \(3,\)"):
         MaskedLmLoss()(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long))
+
+
+def test_losses_of_single_tokens() -> None:
+    """They add up to the term, in fp32, and an ignored one is 0."""
+    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(1)).bfloat16()
+    labels = torch.tensor([1, -100, 3, 6])
+    losses = token_losses(logits, labels)
+    assert losses.dtype == torch.float32 and losses.shape == (4,) and losses[1] == 0
+    for row in (0, 2, 3):
+        expected = slow_sum([logits[row].tolist()], [int(labels[row])])
+        assert losses[row].item() == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(losses.sum(), MaskedLmLoss()(logits, labels).total)
+    with pytest.raises(ValueError, match=r"logits \(4, 7\) and labels \(3,\)"):
+        token_losses(logits, labels[:3])

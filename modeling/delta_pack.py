@@ -1,0 +1,192 @@
+"""Upgrade packs: the delta of a model as one small safetensors file, swapped without reloading.
+
+A pack of a dictionary model holds the coefficients; it fits any model with the same base weights
+and the same atoms, so after the first delivery an upgrade costs a few kilobytes. A pack of a
+low-rank model holds its factors; a dense model's pack holds the blocks outside the base slice.
+``with_atoms`` adds the atoms themselves, for a model that has others.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..configuration.delta_budget import DeltaBudget
+
+FORMAT = "nestling-delta-pack-1"
+
+
+class DeltaPackError(ValueError):
+    """A pack that does not fit the model."""
+
+
+class PackSize(NamedTuple):
+    """Bytes of a delta.
+
+    Attributes:
+        pack: what an upgrade carries.
+        atoms: what has to be there before, once; 0 where the pack is complete.
+        dense: the same blocks stored densely.
+    """
+
+    pack: int
+    atoms: int
+    dense: int
+
+
+def export_delta_pack(model: Any, file: Path | str, *, with_atoms: bool = False) -> PackSize:
+    """Write the delta of ``model``; the file appears whole or not at all.
+
+    Args:
+        model: a `DeltaEncoderModel` or a model with a head on it; dense ones need a base slice.
+        file: where to write, ending in ``.safetensors``.
+        with_atoms: also write the atoms of a dictionary model.
+
+    Raises:
+        DeltaPackError: if the model has no base slice and so no delta.
+    """
+    trunk = model.base_model
+    tensors = {name: t.detach().contiguous().cpu() for name, t in delta_tensors(trunk).items()}
+    if with_atoms:
+        tensors.update({n: t.detach().contiguous().cpu() for n, t in atom_tensors(trunk).items()})
+    target = Path(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    metadata = {"format": FORMAT, "kind": trunk.config.delta_kind, "base": base_fingerprint(trunk)}
+    metadata["atoms"] = fingerprint(atom_tensors(trunk))
+    save_file(tensors, part, metadata=metadata)
+    part.replace(target)
+    return pack_size(model)
+
+
+@torch.no_grad()
+def load_delta_pack(model: Any, file: Path | str) -> None:
+    """Put the delta of a pack into ``model``, in place.
+
+    Nothing is changed unless everything fits.
+
+    Raises:
+        DeltaPackError: if the file is no pack, or was made for other base weights, atoms or sizes.
+    """
+    trunk = model.base_model
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise DeltaPackError(f"{file} is not a readable safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise DeltaPackError(f"{file} is not a delta pack; write one with export_delta_pack")
+    if metadata["kind"] != trunk.config.delta_kind:
+        raise DeltaPackError(
+            f"{file} is of delta_kind {metadata['kind']}, the model of {trunk.config.delta_kind}"
+        )
+    if metadata["base"] != base_fingerprint(trunk):
+        raise DeltaPackError(f"{file} was made for other base weights than those of this model")
+    brings_atoms = any(name in tensors for name in atom_tensors(trunk))
+    if not brings_atoms and metadata["atoms"] != fingerprint(atom_tensors(trunk)):
+        raise DeltaPackError(
+            f"{file} was made for other atoms; export it with with_atoms=True and load that"
+        )
+    places = {**delta_tensors(trunk), **atom_tensors(trunk)}
+    missing = set(delta_tensors(trunk)) - set(tensors)
+    wrong = [n for n, t in tensors.items() if n not in places or t.shape != places[n].shape]
+    if missing or wrong:
+        raise DeltaPackError(f"{file} does not fit: missing {sorted(missing)}, other {wrong}")
+    for name, tensor in tensors.items():
+        places[name].copy_(tensor)
+
+
+def pack_size(model: Any) -> PackSize:
+    """Return the bytes of the delta of ``model``."""
+    trunk = model.base_model
+    config = trunk.config
+    pack = sum(tensor.nbytes for tensor in delta_tensors(trunk).values())
+    atoms = sum(tensor.nbytes for tensor in atom_tensors(trunk).values())
+    inner = (config.num_attention_heads - config.base_attention_heads) * config.head_dim
+    pairs = zip(config.intermediate_sizes(), config.base_intermediate_sizes(), strict=True)
+    entries = sum(4 * inner + 3 * (full - base) for full, base in pairs) * config.hidden_size
+    return PackSize(pack, atoms, entries * trunk.embeddings.token.weight.element_size())
+
+
+def delta_tensors(trunk: Any) -> dict[str, Tensor]:
+    """Return what a pack of this model holds; views of the weights themselves."""
+    config = trunk.config
+    if trunk.deltas is not None:
+        return {
+            f"{kind}.{name}": tensor
+            for kind, block in trunk.deltas.blocks.items()
+            for name, tensor in block.packed().items()
+        }
+    if config.base_attention_heads is None:
+        raise DeltaPackError(
+            "the model has no base slice; set base_attention_heads and base_intermediate_size"
+        )
+    tensors: dict[str, Tensor] = {}
+    inner = config.base_attention_heads * config.head_dim
+    for index, channels in enumerate(config.base_intermediate_sizes()):
+        attention, mlp = trunk.layers[index].attention, trunk.layers[index].mlp
+        blocks = {
+            "query_key_value": attention.query_key_value.weight[3 * inner :],
+            "output": attention.output.weight[:, inner:],
+            "up": mlp.up.weight[channels:],
+            "gate": mlp.gate.weight[channels:],
+            "down": mlp.down.weight[:, channels:],
+        }
+        tensors.update({f"{index}.{kind}": block for kind, block in blocks.items()})
+    return tensors
+
+
+def atom_tensors(trunk: Any) -> dict[str, Tensor]:
+    """Return the atoms of a dictionary model; empty for the other kinds."""
+    if trunk.config.delta_kind != "dictionary":
+        return {}
+    return {
+        f"{kind}.{name}": getattr(block, name)
+        for kind, block in trunk.deltas.blocks.items()
+        for name in ("atoms_out", "atoms_in")
+    }
+
+
+def base_fingerprint(trunk: Any) -> str:
+    """Return a hash of the weights of the base slice, the embedding and the norms."""
+    config = trunk.config
+    if config.base_attention_heads is None:
+        return ""
+    widths = tuple(
+        base / full
+        for base, full in zip(
+            config.base_intermediate_sizes(), config.intermediate_sizes(), strict=True
+        )
+    )
+    budget = DeltaBudget(widths, config.base_attention_heads, config.num_hidden_layers)
+    shape = budget.shape(config)
+    weights = {}
+    for name, tensor in trunk.state_dict().items():
+        if name.split(".")[0] in ("deltas", "conditioner", "exit_affine", "preview"):
+            continue
+        if ".query_key_value." in name:
+            tensor = tensor[: 3 * shape.heads * config.head_dim]
+        elif ".output." in name:
+            tensor = tensor[:, : shape.heads * config.head_dim]
+        elif ".mlp." in name:
+            channels = shape.intermediate[int(name.split(".")[1])]
+            tensor = tensor[:, :channels] if ".down." in name else tensor[:channels]
+        weights[name] = tensor
+    return fingerprint(weights)
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """Return a hash of names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        described = json.dumps([name, list(tensor.shape), str(tensor.dtype)])
+        digest.update(described.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""What all classes of the family share: initialisation, loading flags, budgets and slicing."""
+
+from os import PathLike
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
+from ..configuration.delta_budget import DeltaBudget, SliceShape
+from .budget_conditioning import ExitAffine
+from .delta_blocks import DictionaryBlock, LowRankBlock
+from .nested_layers import NestedLinear, leading_corner
+from .weight_folding import folded_weights
+
+logger = logging.get_logger(__name__)
+
+
+class DeltaEncoderPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading flags and the budget interface shared by all heads."""
+
+    config: DeltaEncoderConfig
+    config_class = DeltaEncoderConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EncoderLayer"]  # noqa: RUF012  (transformers reads a plain list)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: DeltaEncoderConfig, **kwargs: Any) -> None:
+        config.validate()
+        super().__init__(config, **kwargs)
+        self.active_budget: DeltaBudget | None = None
+        self._corner_shapes: dict[DeltaBudget, dict[str, tuple[int, ...]]] = {}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, (DictionaryBlock, LowRankBlock)):
+            module.reset(std)
+        elif isinstance(module, ExitAffine):
+            nn.init.zeros_(module.change)
+        if isinstance(module, NestedLinear) and module.role == "residual":
+            std /= (2.0 * self.config.num_hidden_layers) ** 0.5
+        elif isinstance(module, NestedLinear) and module.role in ("classifier", "features"):
+            std = module.in_features**-0.5
+        if isinstance(module, NestedLinear) and module.role == "change":
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            cut = self.config.initializer_cutoff_factor * std
+            nn.init.trunc_normal_(module.weight, mean=0.0, std=std, a=-cut, b=cut)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """Save weights and configuration. Inside the package no code is written, hence no map.
+
+        ``nestling export`` writes folders that load by themselves.
+        """
+        if not __name__.startswith("transformers_modules."):
+            vars(self.config).pop("auto_map", None)
+            logger.warning_once(
+                "saving weights and configuration only; `nestling export` writes a folder that "
+                "loads without nestling"
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def set_budget(self, budget: DeltaBudget | str | None) -> None:
+        """Run at ``budget`` from now on; None runs the full model.
+
+        Raises:
+            BudgetError: if the model cannot be cut so.
+        """
+        self.active_budget = None if budget is None else self._checked(budget)
+        trunk: Any = self.base_model
+        if trunk is not self:
+            trunk.set_budget(self.active_budget)
+
+    def slice(self, budget: DeltaBudget | str) -> Self:
+        """Return a standalone model that computes what this one computes at ``budget``.
+
+        Every weight of the smaller model is the leading corner of the same weight here, after
+        built deltas and changes of norms have been worked into the weights. Token routing stays a
+        setting of the slice, if there is a delta left in it.
+
+        Raises:
+            BudgetError: if the model cannot be cut so.
+        """
+        budget = self._checked(budget)
+        shape = budget.shape(self.config)
+        with torch.device("meta"):
+            smaller = type(self)(self.sliced_config(budget))
+        state = {**self.state_dict(), **self._folded(shape)}
+        smaller.load_state_dict(
+            {k: leading_corner(state[k], v.shape) for k, v in smaller.state_dict().items()},
+            assign=True,
+        )
+        smaller.tie_weights()
+        return smaller.train(self.training)
+
+    def sliced_config(self, budget: DeltaBudget) -> DeltaEncoderConfig:
+        """Return the configuration of the slice at ``budget``."""
+        settings = slice_settings(self.config, budget.shape(self.config), budget)
+        config = type(self.config)(**{**self.config.to_dict(), **settings})
+        config._attn_implementation = self.config._attn_implementation
+        return config
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recompute activations; without re-entry, which cannot reach tensors built per pass."""
+        options = gradient_checkpointing_kwargs or {"use_reentrant": False}
+        super().gradient_checkpointing_enable(options, **kwargs)
+
+    def _folded(self, shape: SliceShape) -> dict[str, Tensor]:
+        """Return the weights of the trunk that differ from the stored ones, by full name."""
+        trunk: Any = self.base_model
+        prefix = "" if trunk is self else f"{self.base_model_prefix}."
+        return {prefix + name: tensor for name, tensor in folded_weights(trunk, shape).items()}
+
+    def _checked(self, budget: DeltaBudget | str) -> DeltaBudget:
+        budget = budget if isinstance(budget, DeltaBudget) else DeltaBudget.parse(budget)
+        budget.check(self.config)
+        return budget
+
+
+def slice_settings(
+    config: DeltaEncoderConfig, shape: SliceShape, budget: DeltaBudget
+) -> dict[str, Any]:
+    """Return the configuration values in which a slice differs from its source."""
+    settings = {
+        "hidden_size": shape.hidden,
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "intermediate_size": _one_or_list(list(shape.intermediate)),
+        "budgets": [f"1.0:{shape.heads}:{shape.layers}"],
+        "sliced_from": str(budget),
+        "architectures": None,
+        "delta_kind": "dense",
+        "conditioned_norms": False,
+        "exit_affine": False,
+    }
+    if not config.token_routing:
+        return {**settings, "base_intermediate_size": None, "base_attention_heads": None}
+    base = list(map(min, config.base_intermediate_sizes(), shape.intermediate))
+    heads = min(config.base_attention_heads, shape.heads)
+    routed = slice(config.routing_layer, None)
+    has_delta = heads < shape.heads or base[routed] != list(shape.intermediate)[routed]
+    if has_delta and config.routing_layer < shape.layers:
+        return {
+            **settings,
+            "base_intermediate_size": _one_or_list(base),
+            "base_attention_heads": heads,
+        }
+    return {
+        **settings,
+        "token_routing": False,
+        "delta_token_ratio": None,
+        "delta_token_threshold": None,
+        "base_intermediate_size": None,
+        "base_attention_heads": None,
+    }
+
+
+def _one_or_list(sizes: list[int]) -> int | list[int]:
+    return sizes[0] if len(set(sizes)) == 1 else sizes

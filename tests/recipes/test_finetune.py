@@ -1,0 +1,273 @@
+"""Fine-tuning on tiny labelled sets: every budget learns, controls run, slices are exported."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from nestling.configuration.delta_budget import DeltaBudget
+from nestling.hub_cards.export_slices import export_elastic
+from nestling.modeling.delta_encoder_heads import (
+    DeltaEncoderForSequenceClassification,
+    DeltaEncoderForTokenClassification,
+)
+from nestling.modeling.families import FAMILIES, resolve
+from nestling.recipes.cli_errors import ModelFolderError, UsageError
+from nestling.recipes.delta_encoder import finetune as recipe
+from nestling.recipes.delta_encoder.finetune import FinetuneSettings, finetune
+from nestling.recipes.delta_encoder.finetune_model import (
+    load_source,
+    predict,
+    sort_after,
+    sort_before,
+    with_classifier,
+)
+from nestling.recipes.delta_encoder.finetune_tasks import MatchingTask, TaggingTask
+
+BRANDS, COLOURS = ("acme", "zorro", "kiwi"), ("red", "blue", "green")
+BUDGETS = ["0.5:2:2", "0.75:3:3", "1.0:4:4"]
+
+
+def write_sets(folder: Path) -> Path:
+    """A matching set (the sizes agree or not) and an attribute set, both easy."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(0, 3, (count,), generator=generator).tolist()
+
+    for split, rows in (("train", 96), ("validation", 24), ("test", 30)):
+        (folder / "match_easy").mkdir(exist_ok=True)
+        (folder / "attributes_easy").mkdir(exist_ok=True)
+        pairs, titles = [], []
+        for number, (brand, colour, size) in enumerate(
+            zip(draw(rows), draw(rows), draw(rows), strict=True)
+        ):
+            label = int(size == 0)
+            word = "xx" if label else "-"
+            pairs.append((f"{BRANDS[brand]} {split} {number}", f"{COLOURS[colour]} {word}", label))
+            text = f"{BRANDS[brand]} shoe {number} {split} {COLOURS[colour]}"
+            values = {"Brand": {BRANDS[brand]: 1}, "Color": {COLOURS[colour]: 1}}
+            titles.append((text, json.dumps(values)))
+        pandas.DataFrame(pairs, columns=["sentence1", "sentence2", "label"]).to_parquet(
+            folder / "match_easy" / f"{split}.parquet"
+        )
+        pandas.DataFrame(titles, columns=["text", "attributes"]).to_parquet(
+            folder / "attributes_easy" / f"{split}.parquet"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """The output_dir of a run that left an untrained nested encoder."""
+    family = FAMILIES["delta_encoder"]
+    torch.manual_seed(0)
+    config = resolve(family.config)(**family.tiny, budgets=BUDGETS, initializer_range=0.1)
+    model = resolve(family.auto_classes["AutoModelForMaskedLM"])(config)
+    folder = tmp_path_factory.mktemp("nested")
+    export_elastic(model, tiny_tokenizer, folder / "model")
+    return folder
+
+
+def settings_of(model: Path, data: Path, **changes: Any) -> FinetuneSettings:
+    values: dict[str, Any] = {
+        "model": str(model),
+        "task": "match_easy",
+        "data": str(data),
+        "max_steps": 40,
+        "batch_size": 16,
+        "lr": 5e-3,
+        "max_length": 32,
+        "budgets_per_step": 3,
+    }
+    return FinetuneSettings(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(nested: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    finetune(settings_of(nested, data), [0, 1], output, slices=["0.5:2:2"])
+    return output
+
+
+def test_every_budget_learns_to_match(finished: Path) -> None:
+    summary = json.loads((finished / "metrics.json").read_text())
+    assert [entry["budget"] for entry in summary["budgets"]] == BUDGETS
+    assert summary["seeds"] == [0, 1] and summary["steps"] == 40
+    bar = summary["baselines"]["always_match"]["f1"]
+    assert summary["baselines"]["majority_class"]["f1"] == 0.0 < bar < 0.6
+    for entry in summary["budgets"]:
+        for split in ("validation", "test"):
+            measured = entry[split]["f1"]
+            assert measured["mean"] > bar + 0.2, (entry["budget"], split)
+            assert measured["low"] <= measured["mean"] <= measured["high"]
+            assert len(measured["values"]) == 2
+    parameters = [entry["parameters"] for entry in summary["budgets"]]
+    assert parameters == sorted(set(parameters))
+
+
+def test_metrics_hold_no_paths(finished: Path, nested: Path, data: Path) -> None:
+    for file in (finished / "metrics.json", finished / "seed-0" / "metrics.json"):
+        assert str(nested) not in file.read_text() and str(data) not in file.read_text()
+
+
+def test_the_exported_slice_is_the_fine_tuned_model_at_its_budget(finished: Path) -> None:
+    """`export` has verified it in a clean process; here its class and its answers."""
+    slices = json.loads((finished / "slices" / "budgets.json").read_text())["budgets"]
+    [folder] = [finished / "slices" / entry["folder"] for entry in slices]
+    smaller = DeltaEncoderForSequenceClassification.from_pretrained(folder)
+    whole = DeltaEncoderForSequenceClassification.from_pretrained(finished / "seed-0" / "model")
+    assert smaller.config.id2label == {0: "different", 1: "match"}
+    rows = [{"input_ids": [2, 10 + i, 20 + i, 3], "labels": 0} for i in range(8)]
+    expected = predict(whole.eval(), rows, DeltaBudget.parse("0.5:2:2"), 4)
+    assert predict(smaller.eval(), rows, DeltaBudget.full(smaller.config), 4) == expected
+
+
+def test_a_finished_seed_is_not_run_again_and_other_settings_are_refused(
+    finished: Path, nested: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise AssertionError("a finished seed ran again")
+
+    monkeypatch.setattr(recipe, "_run_seed", fail)
+    before = (finished / "seed-1" / "metrics.json").read_bytes()
+    finetune(settings_of(nested, data), [0, 1], finished)
+    assert (finished / "seed-1" / "metrics.json").read_bytes() == before
+    with pytest.raises(UsageError, match=r"lr was 0.005 and is now 0.1; choose another output"):
+        finetune(settings_of(nested, data, lr=0.1), [0], finished)
+
+
+def test_spans_are_learned_at_every_budget(nested: Path, data: Path, tmp_path: Path) -> None:
+    settings = settings_of(nested, data, task="attributes_easy", max_steps=60)
+    summary = json.loads(finetune(settings, [0], tmp_path).read_text())
+    assert summary["data"]["test_f1_of_true_tags"] == 1.0
+    assert summary["baselines"]["majority_class"]["f1"] == 0.0
+    assert summary["baselines"]["majority_class"]["accuracy"] > 0.4
+    for entry in summary["budgets"]:
+        assert entry["test"]["f1"]["mean"] > 0.8, entry["budget"]
+        assert entry["test"]["f1"]["low"] is None  # one seed has no interval
+    config = json.loads((tmp_path / "seed-0" / "model" / "config.json").read_text())
+    assert config["architectures"] == ["DeltaEncoderForTokenClassification"]
+    assert list(config["id2label"].values()) == ["O", "B-Brand", "I-Brand", "B-Color", "I-Color"]
+
+
+def test_post_hoc_slicing_of_a_model_tuned_at_full_size(
+    nested: Path, data: Path, tmp_path: Path
+) -> None:
+    """One budget a step: no distillation, and sorting does not change the full model."""
+    full_only = settings_of(nested, data, budgets_per_step=1, max_steps=10, sort_units="never")
+    plain = json.loads(finetune(full_only, [0], tmp_path / "plain").read_text())
+    sorted_after = replace(full_only, sort_units="after")
+    after = json.loads(finetune(sorted_after, [0], tmp_path / "after").read_text())
+    assert after["budgets"][-1] == plain["budgets"][-1]
+    states = [
+        DeltaEncoderForSequenceClassification.from_pretrained(
+            tmp_path / name / "seed-0" / "model"
+        ).state_dict()
+        for name in ("plain", "after")
+    ]
+    assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0])
+    events = (tmp_path / "plain" / "seed-0" / "events.jsonl").read_text()
+    assert "label_cross_entropy" in events and "distillation" not in events
+
+
+def test_a_modernbert_folder_starts_sorted_and_computes_the_same(
+    tmp_path: Path, data: Path, tiny_tokenizer: Any
+) -> None:
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    torch.manual_seed(0)
+    tiny = FAMILIES["delta_encoder"].tiny
+    stock = ModernBertForMaskedLM(ModernBertConfig(**tiny)).eval()
+    stock.save_pretrained(tmp_path / "stock")
+    tiny_tokenizer.save_pretrained(tmp_path / "stock")
+    source, tokenizer = load_source(tmp_path / "stock")
+    rows = MatchingTask(data / "match_easy", tokenizer, 32).rows["train"]
+    before = source.model.embeddings.token.weight.clone()
+    sort_before(source, tokenizer, rows, 16)
+    assert not torch.equal(source.model.embeddings.token.weight, before)
+    model = with_classifier(source, DeltaEncoderForSequenceClassification, ["no", "yes"]).eval()
+    ids = torch.tensor([rows[0]["input_ids"]])
+    with torch.no_grad():
+        expected = stock.decoder(stock.head(stock.model(input_ids=ids).last_hidden_state))
+        states = model.head(model.model(input_ids=ids).last_hidden_state)
+        logits = source.decoder(states)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+
+    changes = {"max_steps": 2, "train_budgets": ("0.5:2:2", "1.0:4:4")}
+    settings = settings_of(tmp_path / "stock", data, **changes)
+    summary = json.loads(finetune(settings, [0], tmp_path / "tuned").read_text())
+    assert [entry["budget"] for entry in summary["budgets"]] == ["0.5:2:2", "1.0:4:4"]
+
+
+def test_predictions_equal_those_of_single_rows_without_padding(nested: Path, data: Path) -> None:
+    source, tokenizer = load_source(nested / "model")
+    matching = MatchingTask(data / "match_easy", tokenizer, 32)
+    tagging = TaggingTask(data / "attributes_easy", tokenizer, 32)
+    torch.manual_seed(1)
+    for task in (matching, tagging):
+        assert task.model_class in (
+            DeltaEncoderForSequenceClassification, DeltaEncoderForTokenClassification
+        )  # fmt: skip
+        model = with_classifier(source, task.model_class, task.labels)
+        smaller = model.slice("0.5:2:2").eval()
+        rows = task.rows["test"][:7]
+        alone = [
+            smaller(input_ids=torch.tensor([row["input_ids"]])).logits[0].argmax(-1).tolist()
+            for row in rows
+        ]
+        assert predict(model, rows, DeltaBudget.parse("0.5:2:2"), 3) == alone
+        assert model.training  # as it was
+
+
+def test_sorting_after_keeps_predictions_of_the_full_model(nested: Path, data: Path) -> None:
+    source, tokenizer = load_source(nested / "model")
+    task = TaggingTask(data / "attributes_easy", tokenizer, 32)
+    model = with_classifier(source, task.model_class, task.labels)
+    full = DeltaBudget.full(model.config)
+    rows = task.rows["test"]
+    before = predict(model, rows, full, 8)
+    sort_after(model, rows, 8)
+    assert predict(model, rows, full, 8) == before
+
+
+def test_requests_that_cannot_be_met(nested: Path, data: Path, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"task": "match_hard"}, UsageError, "there are: attributes_easy, match_easy"),
+        ({"task": "summary_x"}, UsageError, "begins with match_ or attributes_"),
+        ({"sort_units": "once"}, UsageError, "'once' must be auto or before"),
+        ({"model": str(tmp_path)}, ModelFolderError, "has no config.json, and no model/config"),
+        ({"evaluate": ("1.0:9:4",)}, ValueError, "heads 9 is not in 1..4"),
+    ]
+    for changes, error, text in cases:
+        with pytest.raises(error, match=text):
+            finetune(replace(settings_of(nested, data), **changes), [0], tmp_path / "out")
+
+
+def test_a_fine_tuned_model_is_no_starting_point(finished: Path) -> None:
+    with pytest.raises(ModelFolderError, match="not from a model that was fine-tuned already"):
+        load_source(finished / "seed-0" / "model")
+
+
+def test_the_command_line_fills_in_the_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(recipe, "finetune", lambda *arguments: seen.append(arguments))
+    line = f"finetune M --task match_x --output {tmp_path} --seeds 0 1 --max-steps 9"
+    line += " --budgets-per-step 1 --sort-units after --evaluate smallest --budgets 0.5:2:2"
+    monkeypatch.setattr("sys.argv", line.split())
+    recipe.main()
+    expected = FinetuneSettings(
+        model="M", task="match_x", data="data/ecommerce", max_steps=9, budgets_per_step=1,
+        sort_units="after", evaluate=("smallest",),
+    )  # fmt: skip
+    assert seen == [(expected, [0, 1], tmp_path, ["0.5:2:2"])]

@@ -1,0 +1,89 @@
+"""Prefix depth dropout: exact depths, draws that agree with them, and drop-path rates."""
+
+import random
+from collections import Counter
+from itertools import product
+
+import pytest
+from nestling.trainers.survival_schedule import SurvivalSchedule, drop_path_rates
+
+
+def slow_depths(layers: int, floor: int, alpha: float) -> dict[int, float]:
+    """Enumerate every pattern of surviving layers and stop at the first failure."""
+    keep = [1 - alpha * layer / (layers - 1) for layer in range(layers)]
+    depths = dict.fromkeys(range(floor, layers + 1), 0.0)
+    for pattern in product((True, False), repeat=layers - floor):
+        chance, depth = 1.0, layers
+        for offset, survives in enumerate(pattern):
+            probability = keep[floor + offset]
+            chance *= probability if survives else 1 - probability
+            if not survives and depth == layers:
+                depth = floor + offset
+        depths[depth] += chance
+    return depths
+
+
+@pytest.mark.parametrize(("layers", "floor", "alpha"), [(12, 3, 0.5), (6, 1, 1.0), (5, 5, 0.7)])
+def test_depths_equal_the_enumeration(layers: int, floor: int, alpha: float) -> None:
+    schedule = SurvivalSchedule(layers, floor, alpha)
+    expected = slow_depths(layers, floor, alpha)
+    probabilities = schedule.depth_probabilities()
+    assert list(probabilities) == list(expected)
+    assert list(probabilities.values()) == pytest.approx(list(expected.values()), abs=1e-12)
+    mean = sum(depth * chance for depth, chance in expected.items())
+    assert schedule.expected_depth() == pytest.approx(mean, abs=1e-12)
+
+
+def test_expected_depth_is_not_the_sum_of_marginals() -> None:
+    """Twelve layers, floor 3, alpha 0.5: 6.14 layers on average, where marginals promise 9.14."""
+    schedule = SurvivalSchedule(12, 3, 0.5)
+    marginals = 3 + sum(schedule.keep_probability(layer) for layer in range(3, 12))
+    assert marginals == pytest.approx(9.14, abs=0.005)
+    assert schedule.expected_depth() == pytest.approx(6.1415, abs=1e-4)
+    rng = random.Random(0)
+    draws = [schedule.sample(rng) for _ in range(20_000)]
+    assert sum(draws) / len(draws) == pytest.approx(6.1415, abs=0.06)  # 3 standard errors
+
+
+def test_draws_have_the_stated_probabilities() -> None:
+    """Each depth within four standard errors."""
+    schedule = SurvivalSchedule(6, 2, 0.8)
+    rng = random.Random(1)
+    counts = Counter(schedule.sample(rng) for _ in range(20_000))
+    for depth, chance in schedule.depth_probabilities().items():
+        error = (chance * (1 - chance) / 20_000) ** 0.5
+        assert counts[depth] / 20_000 == pytest.approx(chance, abs=4 * error)
+    assert set(counts) <= set(range(2, 7))
+
+
+def test_equal_seeds_give_equal_depths() -> None:
+    schedule = SurvivalSchedule(12, 3, 0.5)
+    ranks = [[schedule.sample(random.Random(f"7/{step}")) for step in range(50)] for _ in range(2)]
+    assert ranks[0] == ranks[1] and len(set(ranks[0])) > 3
+
+
+def test_alpha_zero_and_one_layer_run_everything() -> None:
+    assert SurvivalSchedule(4, 1, 0.0).depth_probabilities() == {1: 0, 2: 0, 3: 0, 4: 1}
+    assert SurvivalSchedule(4, 1, 0.0).sample(random.Random(0)) == 4
+    assert SurvivalSchedule(1, 1, 1.0).expected_depth() == 1
+    assert SurvivalSchedule(5, 5, 1.0).sample(random.Random(0)) == 5
+
+
+def test_drop_path_rates_rise_linearly() -> None:
+    assert drop_path_rates(0.2, 5) == pytest.approx((0.0, 0.05, 0.1, 0.15, 0.2))
+    assert drop_path_rates(0.2, 1) == (0.0,)
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"floor is 0, it must lie in 1\.\.12"):
+        SurvivalSchedule(12, 0)
+    with pytest.raises(ValueError, match="floor is 13"):
+        SurvivalSchedule(12, 13)
+    with pytest.raises(ValueError, match=r"alpha is 1\.1"):
+        SurvivalSchedule(12, 3, 1.1)
+    with pytest.raises(ValueError, match="layers is 0"):
+        SurvivalSchedule(0)
+    with pytest.raises(ValueError, match=r"rate is 1\.0"):
+        drop_path_rates(1.0, 4)
+    with pytest.raises(ValueError, match="layers is 0"):
+        drop_path_rates(0.1, 0)
