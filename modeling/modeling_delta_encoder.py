@@ -19,15 +19,17 @@ from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget, SliceShape
 from .document_attention import plan_attention, reset_positions
 from .encoder_layer import EncoderLayer
+from .input_checks import (
+    is_traced,
+    require_ids,
+    require_mask,
+    require_positions,
+    require_tokens,
+)
 from .nested_layers import NestedLayerNorm, NestedLinear, leading_corner
 from .rotary_embedding import rotary_tables
 
 logger = logging.get_logger(__name__)
-
-
-def is_traced() -> bool:
-    """Whether the call is being compiled or traced, when values must not decide the path."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 class DeltaEncoderPreTrainedModel(PreTrainedModel):
@@ -113,8 +115,7 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
 
     def _checked(self, budget: DeltaBudget | str) -> DeltaBudget:
         budget = budget if isinstance(budget, DeltaBudget) else DeltaBudget.parse(budget)
-        budget.check(self.config)
-        return budget
+        return budget.check(self.config)
 
 
 def slice_settings(shape: SliceShape, budget: DeltaBudget) -> dict[str, Any]:
@@ -143,24 +144,11 @@ class DeltaEncoderEmbeddings(nn.Module):
     def forward(self, input_ids: Tensor | None, embeds: Tensor | None, hidden: int) -> Tensor:
         """Return (batch, tokens, hidden)."""
         if embeds is None and input_ids is not None:
-            if input_ids.device.type == "cpu" and not is_traced():
-                self._check_ids(input_ids)
+            require_ids(input_ids, self.token.weight.shape[0])
             # The whole module is called, because offloading hooks hang on it.
             embeds = self.token(input_ids)
         assert embeds is not None
         return self.dropout(self.norm(embeds[..., :hidden]))
-
-    def _check_ids(self, input_ids: Tensor) -> None:
-        if not input_ids.numel():
-            return
-        last = self.token.weight.shape[0] - 1
-        for worst in (int(input_ids.max()), int(input_ids.min())):
-            if 0 <= worst <= last:
-                continue
-            raise ValueError(
-                f"token id {worst} is outside the vocabulary 0..{last}; "
-                "use the tokenizer this model was trained with"
-            )
 
 
 class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
@@ -268,25 +256,16 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         embeds: Tensor | None,
     ) -> tuple[Any, ...]:
         """Work out positions, rotary tables and masks, once for all budgets of a call."""
-        if (input_ids is None) == (embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        rows, tokens = require_tokens(input_ids, embeds, self.config.hidden_size)
         source = input_ids if input_ids is not None else embeds
         assert source is not None
-        rows, tokens = source.shape[:2]
-        if embeds is not None and embeds.shape[-1] != self.config.hidden_size:
-            raise ValueError(
-                f"inputs_embeds have {embeds.shape[-1]} channels; "
-                f"give all {self.config.hidden_size}, a budget takes the first of them"
-            )
-        if attention_mask is not None and not is_traced():
-            if attention_mask.shape != (rows, tokens):
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, "
-                    f"the input ({rows}, {tokens}); they must be equal"
-                )
-            if bool((attention_mask == 1).all()):
+        if attention_mask is not None:
+            require_mask(attention_mask, rows, tokens)
+            if not is_traced() and bool((attention_mask == 1).all()):
                 attention_mask = None
-        if position_ids is None:
+        if position_ids is not None:
+            require_positions(position_ids, rows, tokens)
+        else:
             position_ids = (
                 torch.arange(tokens, device=source.device)[None]
                 if attention_mask is None
