@@ -36,8 +36,11 @@ class Budget(Protocol):
         """Whether the model at this budget is contained in the model at ``other``."""
         ...
 
-    def check(self, config: Any) -> None:
-        """Raise `BudgetError`, naming the nearest possible budget, if ``config`` does not fit."""
+    def check(self, config: Any) -> Self:
+        """Return the one form of this budget in ``config``; raises `BudgetError` if it has none.
+
+        The error names the nearest possible budget.
+        """
         ...
 
     def parameters(self, config: Any) -> int:
@@ -130,7 +133,8 @@ def middle_of(budgets: Sequence[Any], config: Any, sequence_length: int = 128) -
     """Return the budget whose FLOPs are nearest the geometric mean of all budgets' FLOPs.
 
     Distance is measured on the logarithm of the FLOPs. The two ends are left out when anything
-    else is there, and ties go to the cheaper budget.
+    else is there, and ties go to the cheaper budget. FLOPs are those of the trunk, without the
+    head: what a model's middle is must not depend on how many tokens an evaluation predicts.
     """
     logs = {b: math.log(b.flops(config, sequence_length)) for b in budgets}
     mean = sum(logs.values()) / len(logs)
@@ -164,8 +168,5 @@ def select_budgets(requests: Iterable[object], config: Any) -> list[Any]:
             picked = [request]
         else:
             picked = [budget_class.parse(request)]
-        for budget in picked:
-            budget.check(config)
-            if budget not in chosen:
-                chosen.append(budget)
-    return chosen
+        chosen += [budget.check(config) for budget in picked]
+    return list(dict.fromkeys(chosen))

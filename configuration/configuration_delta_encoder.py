@@ -189,14 +189,14 @@ class DeltaEncoderConfig(PretrainedConfig):
         return list(self.base_intermediate_size[: self.num_hidden_layers])
 
     def budget_list(self) -> list[DeltaBudget]:
-        """Return the trained budgets that fit this (perhaps overridden) shape.
+        """Return the trained budgets that fit this (perhaps overridden) shape, each once.
 
         A model loaded with ``num_hidden_layers=6`` no longer has its deeper budgets; if none is
         left, the full shape is the only budget.
         """
-        full = DeltaBudget.full(self)
         parsed = [DeltaBudget.parse(text) for text in self.budgets]
-        return [b for b in parsed if b.nearest(self) == b] or [full]
+        fitting = [b.check(self) for b in parsed if b.nearest(self) == b]
+        return list(dict.fromkeys(fitting)) or [DeltaBudget.full(self)]
 
     def validate(self) -> None:
         """Check every value and fill in ``head_dim``, ``layer_types`` and ``budgets`` if None.

@@ -145,8 +145,11 @@ class DeltaBudget:
         """Whether this budget is contained in ``other`` and differs from it."""
         return self != other and self <= other
 
-    def check(self, config: Any) -> None:
-        """Raise if a model of ``config`` cannot be cut to this budget.
+    def check(self, config: Any) -> "DeltaBudget":
+        """Return this budget in the one form it has in a model of ``config``.
+
+        All of the hidden channels, written as a number, become None: otherwise one model would
+        have two budgets, two folders and two names.
 
         Raises:
             BudgetError: with the value, the allowed range and the nearest possible budget.
@@ -166,6 +169,9 @@ class DeltaBudget:
                 f"budget {self} does not fit this model: {'; '.join(wrong)}; "
                 f"the nearest possible budget is {self.nearest(config)}"
             )
+        if self.hidden != config.hidden_size:
+            return self
+        return DeltaBudget(self.width, self.heads, self.depth)
 
     def nearest(self, config: Any) -> "DeltaBudget":
         """Return this budget with every axis clamped to what ``config`` has."""

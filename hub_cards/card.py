@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..modeling.families import Family
-from .ladder_file import measured_row
+from .ladder_file import measured_row, predicted_tokens
 from .loading_snippets import loading_snippets
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -57,6 +57,7 @@ def write_card(
         snippets=loading_snippets(description, description["folder"]),
         rows=ladder_rows(description, evaluation),
         conditions=_conditions(evaluation),
+        predicted_tokens=predicted_tokens(evaluation),
         provenance=[
             (label, description[key]) for key, label in _ORIGINS.items() if description.get(key)
         ],

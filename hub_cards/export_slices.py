@@ -18,7 +18,6 @@ from .. import __version__
 from ..configuration.budget import select_budgets
 from .complete_folder import (
     LADDER,
-    MARKER,
     ExportError,
     move_into_place,
     require_replaceable,
@@ -27,7 +26,7 @@ from .complete_folder import (
 )
 from .elastic_folder import ElasticModel, describe_model, load_elastic
 from .ladder_file import kept_entries, ladder, ladder_entry, read_evaluation
-from .model_files import has_native_class
+from .model_files import WEIGHTS, has_native_class
 from .slice_folder import write_elastic_folder, write_slice_folder
 from .verify_export import verify_folder
 
@@ -48,7 +47,7 @@ def export(
     Args:
         model_dir: folder that training (or `export_elastic`) wrote.
         budgets: texts such as ``"0.5:6:6"``, names such as ``"smallest"``, or budget objects.
-        output: folder that receives one folder per budget and ``budgets.json``; with ``single``,
+        output: folder that receives ``budgets.json`` and one folder per budget; with ``single``,
             the folder of the one slice itself. Slices exported there earlier are kept.
         format: ``"auto"`` (a stock class where one computes the slice, else our code),
             ``"native"``, ``"remote"``, or ``"state-dict"`` (weights and configuration only).
@@ -78,11 +77,12 @@ def export(
             descriptions.append(write_slice_folder(folder, elastic, budget, format, measured))
         entries = [ladder_entry(each, measured) for each in descriptions]
         model_type = elastic.family.model_type
-        write_json(staged / LADDER, ladder(entries, model_type, measured, __version__))
+        root = staged / chosen[0].folder_name if single else staged
+        write_json(root / LADDER, ladder(entries, model_type, measured, __version__))
         if verify and format != "state-dict":
-            verify_folder(staged)
+            verify_folder(root)
         if single:
-            move_into_place(staged / chosen[0].folder_name, output)
+            move_into_place(root, output)
             return [output]
         output.mkdir(parents=True, exist_ok=True)
         entries += kept_entries(output, {each["folder"] for each in entries})
@@ -134,9 +134,10 @@ def _check_request(
     if output.resolve() == model_dir.resolve():
         raise ExportError(f"output {output} is the model itself; choose another folder")
     require_replaceable(output)
-    if not single and (output / MARKER).is_file():
+    holds_weights = (output / WEIGHTS).is_file()
+    if not single and holds_weights:
         raise ExportError(f"{output} holds a single model; choose a folder for several slices")
-    if single and (output / LADDER).is_file():
+    if single and (output / LADDER).is_file() and not holds_weights:
         raise ExportError(f"{output} holds several slices; choose another folder for one slice")
 
 

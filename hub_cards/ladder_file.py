@@ -13,8 +13,12 @@ METRICS = (
     "perplexity",
     "accuracy",
     "ece",
+    "temperature",
+    "ece_after_temperature",
     "latency_ms",
 )
+# What a reader of budgets.json needs of the evaluation beside its rows.
+CONTEXT = ("environment", "data", "sequence_length", "predicted_tokens_per_sequence")
 
 
 def read_evaluation(path: str | Path | None, model_type: str) -> dict[str, Any] | None:
@@ -46,6 +50,11 @@ def _portable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _portable(item) for key, item in value.items()}
     return value
+
+
+def predicted_tokens(evaluation: dict[str, Any] | None) -> int:
+    """Return on how many tokens of a sequence FLOPs count the head; 0 counts the trunk alone."""
+    return int((evaluation or {}).get("predicted_tokens_per_sequence") or 0)
 
 
 def measured_row(evaluation: dict[str, Any] | None, budget: Any) -> dict[str, Any] | None:
@@ -83,13 +92,14 @@ def ladder(
     """Return the content of ``budgets.json``, cheapest budget first."""
     context = None
     if evaluation is not None:
-        context = {key: evaluation.get(key) for key in ("environment", "data", "sequence_length")}
+        context = {key: evaluation.get(key) for key in CONTEXT}
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "budgets",
         "family": family,
         "version": version,
         "flops_tokens": flops_tokens(evaluation),
+        "flops_predicted_tokens": predicted_tokens(evaluation),
         "evaluation": context,
         "budgets": sorted(entries, key=lambda entry: (entry["flops"], entry["folder"])),
     }
@@ -98,6 +108,22 @@ def ladder(
 def flops_tokens(evaluation: dict[str, Any] | None) -> int:
     """Return the sequence length FLOPs are stated for: the evaluation's, or 128."""
     return int((evaluation or {}).get("sequence_length") or FLOPS_TOKENS)
+
+
+def with_repositories(content: dict[str, Any], repositories: dict[str, str]) -> dict[str, Any]:
+    """Return a ladder whose entries say where each slice is on the Hub.
+
+    Whoever has one repository can then follow its ``safe_alias`` to the repository of that budget.
+
+    Args:
+        content: what `ladder` returned.
+        repositories: folder name -> repository; other entries keep what they say, or say None.
+    """
+    entries = [
+        {**entry, "repository": repositories.get(entry["folder"], entry.get("repository"))}
+        for entry in content["budgets"]
+    ]
+    return {**content, "budgets": entries}
 
 
 def kept_entries(folder: Path, replaced: set[str]) -> list[dict[str, Any]]:

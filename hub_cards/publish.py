@@ -11,7 +11,8 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from .complete_folder import MARKER, ExportError, read_json
+from .complete_folder import LADDER, MARKER, ExportError, read_json, write_json
+from .ladder_file import with_repositories
 from .loading_snippets import rename_in_snippets
 from .verify_export import exported_folders, verify_folder
 
@@ -62,7 +63,8 @@ def push(
 ) -> list[HubCall]:
     """Upload one exported folder, or a folder of slices.
 
-    A folder of slices becomes one repository per slice, ``repo_id`` + ``-`` + folder name. Each
+    A folder of slices becomes one repository per slice, ``repo_id`` + ``-`` + folder name, each
+    with the ``budgets.json`` of all of them, in which every slice names its repository. Each
     upload is a single commit that also deletes code and weights the folder no longer has.
 
     Args:
@@ -95,27 +97,51 @@ def push(
     repositories = {
         repo_id if is_single else f"{repo_id}-{each.name}": each for each in folders
     }
+    ladder = _ladder_on_the_hub(folder, repositories)
     for repository, each in repositories.items():
-        _upload(uploader, repository, each, private, tag)
+        _upload(uploader, repository, each, ladder, private, tag)
     title = collection or (None if is_single else name)
     if title is not None:
         _collect(uploader, owner, title, list(repositories), private)
     return uploader.calls
 
 
+def _ladder_on_the_hub(folder: Path, repositories: dict[str, Path]) -> dict[str, Any] | None:
+    """Return the ladder in ``folder`` with a repository per slice; None for an elastic model."""
+    if not (folder / LADDER).is_file():
+        return None
+    homes = {
+        str(read_json(each / MARKER)["folder"]): repository
+        for repository, each in repositories.items()
+    }
+    return with_repositories(read_json(folder / LADDER), homes)
+
+
 def _upload(
-    uploader: Uploader, repository: str, folder: Path, private: bool, tag: str | None
+    uploader: Uploader,
+    repository: str,
+    folder: Path,
+    ladder: dict[str, Any] | None,
+    private: bool,
+    tag: str | None,
 ) -> None:
     about = read_json(folder / MARKER)
     uploader.call("create_repo", repo_id=repository, private=private, exist_ok=True)
+    description = None
+    if ladder is not None:
+        placed = sum(entry["repository"] is not None for entry in ladder["budgets"])
+        description = f"With {LADDER}: every slice and its repository ({placed})"
     if uploader.api is not None:
         card = folder / "README.md"
         card.write_text(rename_in_snippets(card.read_text(encoding="utf-8"), repository), "utf-8")
+        if ladder is not None:
+            write_json(folder / LADDER, ladder)
     uploader.call(
         "upload_folder",
         repo_id=repository,
         folder_path=str(folder),
         commit_message=f"Upload {about['family']} {about['kind']} {about['budget']}",
+        commit_description=description,
         delete_patterns=STALE_FILES,
     )
     if tag is not None:

@@ -8,7 +8,7 @@ from ..modeling.families import resolve
 from .card import write_card
 from .complete_folder import MARKER, write_json
 from .elastic_folder import ElasticModel
-from .ladder_file import SCHEMA_VERSION, flops_tokens
+from .ladder_file import SCHEMA_VERSION, flops_tokens, predicted_tokens
 from .model_files import dtype_name, has_native_class, write_native_class, write_own_class
 from .reference_outputs import reference_outputs, write_reference
 from .remote_code import source_commit, write_remote_code
@@ -78,6 +78,7 @@ def _describe(
     config, family = elastic.model.config, elastic.family
     head = _HEADS.get(elastic.auto_class, "classification")
     tokens = flops_tokens(evaluation)
+    predicted = predicted_tokens(evaluation) if head == "masked_lm" else 0
     dtype = dtype_name(elastic.dtype)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -91,8 +92,9 @@ def _describe(
         "is_encoder": family.is_encoder,
         "has_tokenizer": elastic.tokenizer is not None,
         "parameters": budget.parameters(config, head),
-        "flops": budget.flops(config, tokens),
+        "flops": budget.flops(config, tokens, predicted_tokens=predicted),
         "flops_tokens": tokens,
+        "flops_predicted_tokens": predicted,
         "bytes": budget.weight_bytes(config, dtype, head),
         "dtype": dtype,
         "version": __version__,

@@ -16,13 +16,17 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget
-from .encoder_inputs import is_traced
 from .frozen_corner import frozen_parameters
+from .input_checks import (
+    IGNORED_LABEL,
+    require_label_range,
+    require_row_labels,
+    require_some_label,
+    require_token_labels,
+)
 from .modeling_delta_encoder import DeltaEncoderModel, Exit
 from .nested_layers import NestedLayerNorm, NestedLinear
 from .sliceable_encoder import DeltaEncoderPreTrainedModel
-
-IGNORED_LABEL = -100
 
 
 @dataclass
@@ -123,8 +127,9 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
             ``sparse_prediction``, (labelled tokens, vocabulary): the head runs nowhere else.
 
         Raises:
-            ValueError: if no position is labelled (with ``budgets`` the logits are then empty:
-                a trainer may well meet such a batch inside a larger step).
+            ValueError: for inputs or labels that do not fit, or if no position is labelled (with
+                ``budgets`` the logits are then empty: a trainer may well meet such a batch inside
+                a larger step).
         """
         inputs = {
             "input_ids": input_ids,
@@ -138,7 +143,7 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
         outputs = self.model(**inputs, budget=budget, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         if labels is not None:
-            require_shape(labels, hidden_states.shape[:2])
+            require_token_labels(labels, hidden_states.shape[:2])
         if labels is not None and self.config.sparse_prediction:
             where = labelled_positions(labels)
             hidden_states = hidden_states.flatten(0, 1).index_select(0, where)
@@ -164,8 +169,11 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
         if labels is None:
             raise ValueError("budgets= needs labels: the head runs on labelled positions only")
         where = labelled_positions(labels)
+        targets = labels.flatten().index_select(0, where)
+        # Here, before the trunk is queued, the device has nothing to finish first.
+        require_label_range(targets, self.config.vocab_size)
         exits = self.model.exits(budgets, **inputs)
-        require_shape(labels, exits[0].states.shape[:2])
+        require_token_labels(labels, exits[0].states.shape[:2])
         states, logits = self._predict(exits, where)
         if upgrade is not None:
             above, below = self._upgrade(*upgrade, labels, inputs)
@@ -173,7 +181,7 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
         last = exits[-1]
         return NestedMaskedLMOutput(
             budget_logits=logits,
-            labels=labels.flatten().index_select(0, where),
+            labels=targets,
             states=states,
             taps=tuple(found.taps for found in exits[: len(budgets)]),
             scores=last.scores,
@@ -299,26 +307,13 @@ class DeltaEncoderForTokenClassification(DeltaEncoderPreTrainedModel):
         logits = self.classifier(self.dropout(self.head(outputs.last_hidden_state)))
         loss = None
         if labels is not None:
-            require_shape(labels, logits.shape[:2])
+            require_token_labels(labels, logits.shape[:2])
             loss = masked_lm_loss(logits, labels, num_items_in_batch)
         return TokenClassifierOutput(
             loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-        )
-
-
-def require_shape(labels: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse labels that do not lie on the tokens.
-
-    Raises:
-        ValueError: with both shapes.
-    """
-    if labels.shape != shape:
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, the tokens {tuple(shape)}; "
-            "give one label per token, -100 where there is none"
         )
 
 
@@ -333,11 +328,10 @@ def masked_lm_loss(
     """Cross-entropy over labelled positions: mean, or sum divided by ``num_items``.
 
     Raises:
-        ValueError: if no position is labelled (the mean of nothing would be NaN).
+        ValueError: for a label out of range, or if no position is labelled.
     """
     flat, targets = logits.flatten(0, -2).float(), labels.flatten()
-    if not is_traced() and not bool((targets != IGNORED_LABEL).any()):
-        raise ValueError("every label is -100, so there is nothing to predict; check the masking")
+    require_some_label(targets, flat.shape[-1])
     if num_items is None:
         return F.cross_entropy(flat, targets, ignore_index=IGNORED_LABEL)
     summed = F.cross_entropy(flat, targets, ignore_index=IGNORED_LABEL, reduction="sum")
@@ -363,6 +357,7 @@ def classification_loss(logits: Tensor, labels: Tensor, config: DeltaEncoderConf
         else:
             several = labels.is_floating_point()
             kind = "multi_label_classification" if several else "single_label_classification"
+    require_row_labels(labels, logits, kind)
     if kind == "regression":
         predicted = logits.squeeze(-1)
         return F.mse_loss(predicted, labels.to(logits.dtype).view(predicted.shape))

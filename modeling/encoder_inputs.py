@@ -7,12 +7,8 @@ from torch import Tensor
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from .document_attention import plan_attention, reset_positions
+from .input_checks import is_traced, require_mask, require_positions, require_tokens
 from .rotary_embedding import rotary_tables
-
-
-def is_traced() -> bool:
-    """Whether the call is being compiled or traced, when values must not decide the path."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 class Inputs(NamedTuple):
@@ -41,26 +37,17 @@ def prepare_inputs(
     embeds: Tensor | None,
 ) -> Inputs:
     """Work out positions, rotary tables and masks, once for all budgets of a call."""
-    if (input_ids is None) == (embeds is None):
-        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    rows, tokens = require_tokens(input_ids, embeds, config.hidden_size)
     source = input_ids if input_ids is not None else embeds
     assert source is not None
-    rows, tokens = source.shape[:2]
-    if embeds is not None and embeds.shape[-1] != config.hidden_size:
-        raise ValueError(
-            f"inputs_embeds have {embeds.shape[-1]} channels; "
-            f"give all {config.hidden_size}, a budget takes the first of them"
-        )
-    if attention_mask is not None and not is_traced():
-        if attention_mask.shape != (rows, tokens):
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, "
-                f"the input ({rows}, {tokens}); they must be equal"
-            )
-        if bool((attention_mask == 1).all()):
+    if attention_mask is not None:
+        require_mask(attention_mask, rows, tokens)
+        if not is_traced() and bool((attention_mask == 1).all()):
             attention_mask = None
     is_real = None if attention_mask is None else attention_mask != 0
-    if position_ids is None:
+    if position_ids is not None:
+        require_positions(position_ids, rows, tokens)
+    else:
         position_ids = (
             torch.arange(tokens, device=source.device)[None]
             if attention_mask is None

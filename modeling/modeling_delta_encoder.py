@@ -16,8 +16,9 @@ from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget, SliceShape
 from .budget_conditioning import ExitAffine, NormConditioner
 from .delta_blocks import DeltaBlocks
-from .encoder_inputs import Inputs, is_traced, prepare_inputs
+from .encoder_inputs import Inputs, prepare_inputs
 from .encoder_layer import EncoderLayer, LayerPass
+from .input_checks import require_ids
 from .nested_layers import NestedLayerNorm
 from .sliceable_encoder import DeltaEncoderPreTrainedModel
 from .token_routing import ResidualPreview, Routing, choose_tokens, route_tokens
@@ -61,24 +62,11 @@ class DeltaEncoderEmbeddings(nn.Module):
     ) -> Tensor:
         """Return (batch, tokens, hidden)."""
         if embeds is None and input_ids is not None:
-            if input_ids.device.type == "cpu" and not is_traced():
-                self._check_ids(input_ids)
+            require_ids(input_ids, self.token.weight.shape[0])
             # The whole module is called, because offloading hooks hang on it.
             embeds = self.token(input_ids)
         assert embeds is not None
         return self.dropout(self.norm(embeds[..., :hidden], norm_change))
-
-    def _check_ids(self, input_ids: Tensor) -> None:
-        if not input_ids.numel():
-            return
-        last = self.token.weight.shape[0] - 1
-        for worst in (int(input_ids.max()), int(input_ids.min())):
-            if 0 <= worst <= last:
-                continue
-            raise ValueError(
-                f"token id {worst} is outside the vocabulary 0..{last}; "
-                "use the tokenizer this model was trained with"
-            )
 
 
 class DeltaEncoderModel(DeltaEncoderPreTrainedModel):

@@ -128,8 +128,7 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
 
     def _checked(self, budget: DeltaBudget | str) -> DeltaBudget:
         budget = budget if isinstance(budget, DeltaBudget) else DeltaBudget.parse(budget)
-        budget.check(self.config)
-        return budget
+        return budget.check(self.config)
 
 
 def slice_settings(

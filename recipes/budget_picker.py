@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from .cli_errors import DataError, UsageError
 from .environment import cpu_model, usable_cpus
+from .evaluation_file import predicted_tokens_of
 
 MEASURED_HERE, FROM_FILE, OTHER_MACHINE, NO_TIME = (
     "measured now on this machine",
@@ -30,7 +31,7 @@ class Pick(NamedTuple):
         cross_entropy: its loss on the evaluation data.
         milliseconds: time of one sequence; None if it was never measured.
         megabytes: weights, in 10^6 bytes.
-        flops: FLOPs of one sequence.
+        flops: FLOPs of one sequence, the head counted on the tokens the file says.
         time_source: where the time comes from.
     """
 
@@ -59,7 +60,7 @@ def pick(
         source: an evaluation file or ``budgets.json``, or the content of one.
         max_ms: milliseconds per sequence on this machine.
         max_mb: megabytes of weights.
-        max_flops: FLOPs per sequence.
+        max_flops: FLOPs per sequence, counted as the file counts them.
         measure: model folder, to measure times here if the file's are from another machine.
 
     Raises:
@@ -153,7 +154,8 @@ def _with_times(
         return picks
     if measure is not None:
         block = content if content["kind"] == "evaluation" else content.get("evaluation") or {}
-        times = _measure(measure, list(picks), int(block.get("sequence_length") or 128))
+        length = int(block.get("sequence_length") or 128)
+        times = _measure(measure, list(picks), length, predicted_tokens_of(block))
         return {
             name: one._replace(milliseconds=times[name], time_source=MEASURED_HERE)
             for name, one in picks.items()
@@ -166,14 +168,16 @@ def _with_times(
     return picks
 
 
-def _measure(folder: Path, budgets: Sequence[str], sequence_length: int) -> dict[str, float]:
+def _measure(
+    folder: Path, budgets: Sequence[str], sequence_length: int, predicted_tokens: int
+) -> dict[str, float]:
     from ..configuration.delta_budget import DeltaBudget
     from ..modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
     from .delta_encoder.budget_latency import measure_latency
 
     model = DeltaEncoderForMaskedLM.from_pretrained(folder)
     parsed = [DeltaBudget.parse(budget) for budget in budgets]
-    times = measure_latency(model, parsed, sequence_length)
+    times = measure_latency(model, parsed, sequence_length, predicted_tokens)
     return {str(budget): spread["median"] for budget, spread in times.items()}
 
 

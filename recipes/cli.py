@@ -238,17 +238,27 @@ def bench(
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Receives one JSON file per suite.")
     ] = Path("bench"),
+    gate: Annotated[bool, typer.Option("--gate", help="Fail on a missed target.")] = False,
 ) -> None:
     """Measure ratios of speed in one run, on this machine."""
     from .bench_catalogue import bench_module, chosen_suites
 
     modules = {name: bench_module(name) for name in chosen_suites(suites)}
-    from .bench.bench_report import summary_rows
+    from .bench.bench_report import missed_targets, summary_rows
 
+    missed: list[str] = []
     for name, module in modules.items():
         path = output / f"{name}.json"
-        show_rows(name, summary_rows(module.run(path)))
+        content = module.run(path)
+        show_rows(name, summary_rows(content))
         show_line(f"Written: {path}")
+        missed += missed_targets(content)
+    if not missed:
+        return
+    line = f"missed targets: {'; '.join(missed)}"
+    if gate:
+        raise GateError(line)
+    show_line(line)
 
 
 @app.command()

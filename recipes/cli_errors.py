@@ -8,7 +8,7 @@ code    meaning
 2       usage: arguments, recipe keys, budgets
 3       data: files that cannot be read, written or used
 4       checkpoint or configuration: a model folder that does not fit
-5       gate: a measured promise was not kept (verify, compile --check)
+5       gate: a measured promise was not kept (verify, compile --check, bench --gate)
 130     interrupted
 ======  ===========================================================================
 

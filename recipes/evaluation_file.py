@@ -62,6 +62,21 @@ def read_evaluation(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
     return content
 
 
+def predicted_tokens_of(evaluation: Mapping[str, Any]) -> int:
+    """Return on how many tokens of a sequence the head counts in ``flops`` and ``latency_ms``.
+
+    Files of 0.1.0 before the head was counted lack the key: their costs are those of the trunk, 0.
+    """
+    return int(evaluation.get("predicted_tokens_per_sequence") or 0)
+
+
+def describe_flops(evaluation: Mapping[str, Any]) -> str:
+    """Return what ``flops`` count: ``sequence of 128 tokens, head on 38``."""
+    predicted = predicted_tokens_of(evaluation)
+    head = f"head on {predicted}" if predicted else "without the head"
+    return f"sequence of {evaluation['sequence_length']} tokens, {head}"
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_errors import UsageError
-from .evaluation_file import read_evaluation
+from .evaluation_file import describe_flops, read_evaluation
 from .label_placement import place_labels
 from .whole_file import write_whole
 
@@ -136,7 +136,7 @@ def _draw(
     axes.set_xscale("log")
     _label_ticks(axes, [cost for cost, _ in _all_points(content, others, quality)])
     axes.set_ylabel(QUALITIES[quality])
-    axes.set_xlabel(f"FLOPs per sequence of {content['sequence_length']} tokens, without the head")
+    axes.set_xlabel(f"FLOPs per {describe_flops(content)}")
     axes.margins(x=0.08, y=0.12)
     axes.legend(loc="lower right" if higher else "upper right")
 

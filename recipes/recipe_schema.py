@@ -122,7 +122,7 @@ class TrainingSection:
         eval_steps: optimizer steps between evaluations; None evaluates at the end only.
         save_total_limit: checkpoints to keep.
         budgets_per_step: budgets in one optimizer step.
-        budget_sampling: sandwich (smallest, largest and a stratified middle) or fixed (all).
+        budget_sampling: sandwich (largest, smallest, some in between) or fixed (all).
         lr_multipliers: regular expression on parameter names -> learning-rate factor.
         report_to: tracker, such as trackio, wandb or tensorboard; none switches it off.
         use_cpu: train on the CPU even where there is an accelerator.
@@ -177,11 +177,15 @@ class EvaluationSection:
 
     Attributes:
         budgets: budgets as quoted text, or smallest, middle, largest, all.
-        batches: validation batches to use; None uses all.
+        batches: validation batches to evaluate on, and at most as many for calibration; None uses
+            all.
         batch_size: packed rows per batch.
         sequence_length: tokens per row for latency and FLOPs; None means data.max_length.
         latency: measure the time of each budget.
         bootstrap_samples: resamples of the paired bootstrap and the confidence intervals.
+        calibration_fraction: share of the validation rows, in [0, 1), held out to choose safe
+            aliases and to fit one temperature per budget; 0 chooses aliases on the evaluation rows
+            and fits no temperature.
     """
 
     budgets: list[str] = field(default_factory=lambda: ["all"])
@@ -190,6 +194,7 @@ class EvaluationSection:
     sequence_length: int | None = None
     latency: bool = True
     bootstrap_samples: int = 1000
+    calibration_fraction: float = 0.5
 
 
 @dataclass

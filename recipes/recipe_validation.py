@@ -26,6 +26,7 @@ _SHARES = {
     "data.validation_fraction": "(0, 1)",
     "training.warmup_ratio": "[0, 1)",
     "training.min_lr_ratio": "[0, 1]",
+    "evaluation.calibration_fraction": "[0, 1)",
 }
 _COUNTS = (
     "model.vocab_size model.hidden_size model.num_hidden_layers model.num_attention_heads "

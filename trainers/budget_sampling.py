@@ -7,7 +7,6 @@ distributed training needs.
 
 import random
 from collections.abc import Callable, Hashable, Sequence
-from itertools import pairwise
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 
@@ -34,15 +33,15 @@ class BudgetSampler(Protocol[BudgetT_co]):
 class SandwichSampler(Generic[BudgetT]):
     """Pure function of `(seed, step)`: equal on all ranks and after a resume.
 
-    `mode="sandwich"`: the largest budget first, the smallest second, then one budget from each of
-    `budgets_per_step - 2` strata. A stratum is a run of neighbours in the order of FLOPs. Within
-    a stratum of m budgets the draw is without replacement: each m steps are one shuffled pass. So
-    with m the size of the largest stratum, the first m steps reach every budget, and so do any
-    2m - 1 steps in a row.
+    `mode="sandwich"`: the largest budget first, the smallest second, then c budgets in between,
+    `c = min(budgets_per_step - 2, m)` of the m there are. Budgets of one trunk differ only in
+    depth, so one pass through the layers supervises several of them: the c budgets of a step are
+    of one trunk. A trunk with fewer than c is filled up from the next one of the round.
 
-    With `trunk_of`, the budgets in between share one trunk instead: budgets for which it returns
-    the same value differ only in depth, so one pass through the layers supervises several of them.
-    Each step takes the next trunk of a shuffled round, and the next of its budgets in turn.
+    A round is m steps, and it takes each of the m budgets in between exactly c times. The counts
+    of two of them are thus equal after whole rounds and differ by c at most at any step; any
+    2m - 1 steps in a row reach every budget. Trunks, and the budgets within each, are shuffled
+    anew every round.
 
     `mode="fixed"`: all `budgets`, largest first, at every step (a short list for the last phase of
     training).
@@ -54,7 +53,7 @@ class SandwichSampler(Generic[BudgetT]):
         budgets_per_step: How many a step runs in sandwich mode, >= 1; 1 runs the largest only.
         seed: Seed of the draws.
         mode: `sandwich` or `fixed`.
-        trunk_of: what budgets that share a pass have in common; None draws them from strata.
+        trunk_of: What budgets that share a pass have in common.
 
     Raises:
         ValueError: If the lists do not fit, budgets repeat, or an end of the lattice is missing.
@@ -67,7 +66,8 @@ class SandwichSampler(Generic[BudgetT]):
         budgets_per_step: int = 4,
         seed: int = 0,
         mode: Literal["sandwich", "fixed"] = "sandwich",
-        trunk_of: Callable[[BudgetT], Hashable] | None = None,
+        *,
+        trunk_of: Callable[[BudgetT], Hashable],
     ) -> None:
         if not budgets or len(budgets) != len(flops):
             raise ValueError(
@@ -86,16 +86,14 @@ class SandwichSampler(Generic[BudgetT]):
         self._ordered = ordered
         self._largest = _find_end(ordered, "largest")
         self._smallest = self._largest if mode == "fixed" else _find_end(ordered, "smallest")
-        self._strata = self._cut_strata(budgets_per_step)
-        self._trunks = [] if trunk_of is None else self._group_by_trunk(trunk_of)
         self._has_smallest = budgets_per_step >= 2 and len(ordered) >= 2
-
-    def _cut_strata(self, budgets_per_step: int) -> list[list[BudgetT]]:
-        ends = (self._largest, self._smallest)
-        middle = [budget for budget in self._ordered if budget not in ends]
-        count = min(max(0, budgets_per_step - 2), len(middle))
-        cuts = [round(index * len(middle) / count) for index in range(count + 1)] if count else [0]
-        return [middle[start:end] for start, end in pairwise(cuts)]
+        middle = [b for b in ordered if b not in (self._largest, self._smallest)]
+        self._steps_per_round = len(middle)
+        self._middle_per_step = min(max(0, budgets_per_step - 2), len(middle))
+        trunks: dict[Hashable, list[BudgetT]] = {}
+        for budget in middle:
+            trunks.setdefault(trunk_of(budget), []).append(budget)
+        self._trunks = list(trunks.values())
 
     def sample(self, step: int) -> tuple[BudgetT, ...]:
         """Return the budgets of optimizer step `step` (from 0): largest first, smallest second."""
@@ -103,36 +101,41 @@ class SandwichSampler(Generic[BudgetT]):
             rest = [budget for budget in reversed(self._ordered) if budget != self._largest]
             return (self._largest, *rest)
         head = (self._largest, self._smallest) if self._has_smallest else (self._largest,)
-        if self._trunks:
-            return head + self._draw_trunk(step, len(self._strata))
-        return head + tuple(
-            self._draw(index, stratum, step) for index, stratum in enumerate(self._strata)
-        )
+        if not self._middle_per_step:
+            return head
+        round_, position = divmod(step, self._steps_per_round)
+        return head + self._round(round_)[position]
 
-    def _group_by_trunk(self, trunk_of: Callable[[BudgetT], Hashable]) -> list[list[BudgetT]]:
-        trunks: dict[Hashable, list[BudgetT]] = {}
-        for budget in self._ordered:
-            if budget not in (self._largest, self._smallest):
-                trunks.setdefault(trunk_of(budget), []).append(budget)
-        return list(trunks.values())
+    def _round(self, round_: int) -> list[tuple[BudgetT, ...]]:
+        """Return the budgets in between of each step of a round.
 
-    def _draw_trunk(self, step: int, count: int) -> tuple[BudgetT, ...]:
-        """Take `count` budgets of the step's trunk, or all of a trunk that has fewer."""
-        round_, position = divmod(step, len(self._trunks))
-        order = random.Random(f"{self.seed}/trunks/{round_}").sample(
-            range(len(self._trunks)), len(self._trunks)
-        )
-        trunk = self._trunks[order[position]]
-        first = round_ * count
-        return tuple(trunk[(first + i) % len(trunk)] for i in range(min(count, len(trunk))))
+        c copies of a group of g >= c budgets, one after the other, fill g steps of c budgets, and
+        no step has a budget twice. The groups take turns.
+        """
+        per_step = self._middle_per_step
+        groups = self._shuffled_groups(round_)
+        passes = range(max(map(len, groups)))
+        return [
+            tuple(group[(first * per_step + i) % len(group)] for i in range(per_step))
+            for first in passes
+            for group in groups
+            if first < len(group)
+        ]
 
-    def _draw(self, index: int, stratum: list[BudgetT], step: int) -> BudgetT:
-        cycle, position = divmod(step, len(stratum))
+    def _shuffled_groups(self, round_: int) -> list[list[BudgetT]]:
+        """Shuffle the trunks; join those that do not fill a step with the one that follows."""
         # A string seed is hashed by SHA-512: the same on every machine and Python version.
-        order = random.Random(f"{self.seed}/{index}/{cycle}").sample(
-            range(len(stratum)), len(stratum)
-        )
-        return stratum[order[position]]
+        generator = random.Random(f"{self.seed}/{round_}")
+        groups: list[list[BudgetT]] = []
+        short: list[BudgetT] = []
+        for trunk in generator.sample(self._trunks, len(self._trunks)):
+            short += generator.sample(trunk, len(trunk))
+            if len(short) >= self._middle_per_step:
+                groups.append(short)
+                short = []
+        # Behind the last trunk comes the first one.
+        groups[0] = short + groups[0]
+        return groups
 
 
 def _check_distinct(budgets: Sequence[PartiallyOrdered]) -> None:

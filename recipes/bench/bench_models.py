@@ -4,27 +4,22 @@ import torch
 from torch import Tensor
 
 from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
-from ...modeling.delta_encoder_heads import IGNORED_LABEL, DeltaEncoderForMaskedLM
+from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
+from ...modeling.input_checks import IGNORED_LABEL
+from ..environment import cpu_has_bf16
+from .bench_settings import ModelSettings, StepSettings
 
 
 def build_model(
-    *,
-    vocab_size: int,
-    hidden_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    intermediate_size: int,
-    max_length: int,
-    seed: int,
-    attn_implementation: str = "sdpa",
+    settings: ModelSettings, max_length: int, attn_implementation: str = "sdpa"
 ) -> DeltaEncoderForMaskedLM:
     """Return a randomly initialised masked LM whose budgets are the default lattice."""
     config = DeltaEncoderConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads,
-        intermediate_size=intermediate_size,
+        vocab_size=settings.vocab_size,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.num_hidden_layers,
+        num_attention_heads=settings.num_attention_heads,
+        intermediate_size=settings.intermediate_size,
         max_position_embeddings=max_length,
         pad_token_id=0,
         cls_token_id=1,
@@ -32,8 +27,18 @@ def build_model(
     )
     config._attn_implementation = attn_implementation
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         return DeltaEncoderForMaskedLM(config)
+
+
+def models_by_precision(settings: StepSettings) -> dict[str, DeltaEncoderForMaskedLM]:
+    """Return equal models to step in fp32 and, where wanted, in bf16."""
+    length = settings.sequence_length
+    # As the recipes choose: the fused attention of a CPU has a slow backward pass in bfloat16.
+    models = {"fp32": build_model(settings, length, "sdpa")}
+    if cpu_has_bf16() if settings.bf16 is None else settings.bf16:
+        models["bf16"] = build_model(settings, length, "eager")
+    return models
 
 
 def masked_batch(
@@ -49,3 +54,14 @@ def masked_batch(
         "attention_mask": torch.ones_like(input_ids),
         "labels": input_ids.masked_fill(~is_predicted, IGNORED_LABEL),
     }
+
+
+def step_batch(settings: StepSettings) -> dict[str, Tensor]:
+    """Return the `masked_batch` of a step."""
+    return masked_batch(
+        settings.vocab_size,
+        settings.batch_size,
+        settings.sequence_length,
+        settings.mlm_probability,
+        settings.seed,
+    )

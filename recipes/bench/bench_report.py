@@ -1,7 +1,8 @@
-"""What all benchmark suites share: threads, settings, the JSON file."""
+"""What all benchmark suites share: threads, targets, the JSON file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from ..environment import environment_block, load_average
 from ..evaluation_file import write_json
+from .bench_settings import BenchSettings
 
 SCHEMA_VERSION = 1
 KIND = "benchmark"
@@ -27,21 +29,19 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 def report(
     suite: str,
-    settings: Mapping[str, Any],
+    settings: BenchSettings,
     results: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
     output: Path | None,
-    seed: int,
 ) -> dict[str, Any]:
     """Build the result of a suite and write it.
 
     Args:
         suite: name of the module.
-        settings: the arguments it ran with.
+        settings: what it ran with.
         results: one mapping per measured thing, with the clocks of `Timing.summary`.
         summary: the ratios that matter, each with its target and whether it was met.
         output: JSON file to write; None writes nothing.
-        seed: seed of the inputs.
 
     Returns:
         What the file holds.
@@ -51,10 +51,10 @@ def report(
         "kind": KIND,
         "suite": suite,
         # Threads are those inside the block of `torch_threads`, so call this within it.
-        "environment": environment_block([seed]),
+        "environment": environment_block([settings.seed]),
         "threads": torch.get_num_threads(),
         "load_average_after": load_average(),
-        "settings": dict(settings),
+        "settings": asdict(settings),
         "results": [dict(result) for result in results],
         "summary": dict(summary),
     }
@@ -71,6 +71,21 @@ def gate(measured: float, target: float, at_least: bool) -> dict[str, Any]:
         "better": "higher" if at_least else "lower",
         "met": measured >= target if at_least else measured <= target,
     }
+
+
+def missed_targets(content: Mapping[str, Any]) -> list[str]:
+    """Return each missed target of a suite: what was measured and what was wanted.
+
+    Args:
+        content: what `report` returned.
+    """
+    words = {"higher": "at least", "lower": "at most"}
+    return [
+        f"{content['suite']}, {name}: {value['measured']:.4g}, "
+        f"target {words[value['better']]} {value['target']:.4g}"
+        for name, value in content["summary"].items()
+        if isinstance(value, Mapping) and value.get("met") is False
+    ]
 
 
 def summary_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:

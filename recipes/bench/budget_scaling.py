@@ -1,6 +1,7 @@
 """Does the time of each budget follow its FLOPs? Inference and training pass, head left out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,66 +13,59 @@ from ...modeling.modeling_delta_encoder import DeltaEncoderModel
 from ..interleaved_timing import Timing, time_interleaved
 from .bench_models import build_model, masked_batch
 from .bench_report import gate, report, torch_threads
+from .bench_settings import ModelSettings
 
 TARGET = 0.15
 
 
-def run(
-    output: Path | None = None,
-    *,
-    hidden_size: int = 384,
-    num_hidden_layers: int = 6,
-    num_attention_heads: int = 6,
-    intermediate_size: int = 1536,
-    sequence_length: int = 128,
-    batch_size: int = 8,
-    rounds: int = 4,
-    threads: int | None = 1,
-    seed: int = 0,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ScalingSettings(ModelSettings):
+    """A model large enough that fixed costs are small, and its batch.
+
+    Attributes:
+        sequence_length: tokens per row.
+        batch_size: rows.
+    """
+
+    rounds: int = 4
+    vocab_size: int = 512
+    intermediate_size: int = 1536
+    sequence_length: int = 128
+    batch_size: int = 8
+
+
+DEFAULT = ScalingSettings()
+
+
+def run(output: Path | None = None, settings: ScalingSettings = DEFAULT) -> dict[str, Any]:
     """Time the nested model at every budget, in turn, and compare with the FLOP formula.
 
     The deviation of a budget is ``|time ratio / FLOP ratio - 1|``, both ratios to the largest.
 
     Args:
         output: JSON file; None writes nothing.
-        hidden_size: hidden channels; large enough that fixed costs are small.
-        num_hidden_layers: layers.
-        num_attention_heads: heads.
-        intermediate_size: MLP channels.
-        sequence_length: tokens per row.
-        batch_size: rows.
-        rounds: recorded rounds.
-        threads: torch threads; None leaves the setting alone.
-        seed: seed of weights and tokens.
+        settings: sizes and rounds.
     """
-    settings = {name: value for name, value in locals().items() if name != "output"}
-    with torch_threads(threads):
-        model = build_model(
-            vocab_size=512,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_hidden_layers,
-            num_attention_heads=num_attention_heads,
-            intermediate_size=intermediate_size,
-            max_length=sequence_length,
-            seed=seed,
-        )
+    length, rows_per_pass = settings.sequence_length, settings.batch_size
+    with torch_threads(settings.threads):
+        model = build_model(settings, length)
         trunk, config = model.model, model.config
         budgets = config.budget_list()
-        batch = masked_batch(config.vocab_size, batch_size, sequence_length, 0.5, seed)
+        batch = masked_batch(settings.vocab_size, rows_per_pass, length, 0.5, settings.seed)
         tokens = batch["input_ids"]
         results: list[dict[str, Any]] = []
         summary: dict[str, Any] = {}
         for mode, action in (("inference", _inference), ("training", _training)):
             timings = time_interleaved(
-                {str(budget): action(trunk, tokens, budget) for budget in budgets}, rounds
+                {str(budget): action(trunk, tokens, budget) for budget in budgets},
+                settings.rounds,
             )
-            rows = compare_with_flops(budgets, config, sequence_length, batch_size, timings)
+            rows = compare_with_flops(budgets, config, length, rows_per_pass, timings)
             results += [{"mode": mode, **row} for row in rows]
             worst = max(rows, key=lambda row: abs(row["deviation"]))
             deviation = gate(abs(worst["deviation"]), TARGET, at_least=False)
             summary[mode] = {"worst budget": worst["budget"], **deviation}
-        return report("budget_scaling", settings, results, summary, output, seed)
+        return report("budget_scaling", settings, results, summary, output)
 
 
 def compare_with_flops(

@@ -1,6 +1,7 @@
 """Real tokens per second of packed rows against rows padded to full length, for skewed lengths."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,34 +9,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...modeling.delta_encoder_heads import IGNORED_LABEL, DeltaEncoderForMaskedLM
+from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
+from ...modeling.input_checks import IGNORED_LABEL
 from ..data.packing import PackedRow, fill_rate, pack_pieces
 from ..interleaved_timing import time_interleaved
 from .bench_models import build_model
 from .bench_report import gate, report, torch_threads
+from .bench_settings import ModelSettings
 
 TARGET = 5.0
 LOWEST_LENGTH = 4
 
 
-def run(
-    output: Path | None = None,
-    *,
-    documents: int = 32,
-    median_length: int = 40,
-    spread: float = 1.0,
-    max_length: int = 512,
-    vocab_size: int = 4096,
-    hidden_size: int = 256,
-    num_hidden_layers: int = 4,
-    num_attention_heads: int = 4,
-    intermediate_size: int = 384,
-    batch_size: int = 8,
-    mlm_probability: float = 0.3,
-    rounds: int = 3,
-    threads: int | None = 1,
-    seed: int = 0,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class PackingSettings(ModelSettings):
+    """The documents, the rows they fill and the model that reads them.
+
+    Attributes:
+        documents: documents of the data set.
+        median_length: median of their log-normal lengths, in tokens.
+        spread: standard deviation of the logarithm of the length.
+        max_length: tokens per row.
+        batch_size: rows per forward pass.
+        mlm_probability: share of the tokens to predict.
+    """
+
+    rounds: int = 3
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    intermediate_size: int = 384
+    documents: int = 32
+    median_length: int = 40
+    spread: float = 1.0
+    max_length: int = 512
+    batch_size: int = 8
+    mlm_probability: float = 0.3
+
+
+DEFAULT = PackingSettings()
+
+
+def run(output: Path | None = None, settings: PackingSettings = DEFAULT) -> dict[str, Any]:
     """Time forward and backward passes over the same documents in three layouts.
 
     Layouts: padded to ``max_length``, padded to the longest of each batch, packed with document
@@ -43,23 +59,10 @@ def run(
 
     Args:
         output: JSON file; None writes nothing.
-        documents: documents of the data set.
-        median_length: median of their log-normal lengths, in tokens.
-        spread: standard deviation of the logarithm of the length.
-        max_length: tokens per row.
-        vocab_size: vocabulary.
-        hidden_size: hidden channels.
-        num_hidden_layers: layers.
-        num_attention_heads: heads.
-        intermediate_size: MLP channels.
-        batch_size: rows per forward pass.
-        mlm_probability: share of the tokens to predict.
-        rounds: recorded rounds.
-        threads: torch threads; None leaves the setting alone.
-        seed: seed of weights, lengths and tokens.
+        settings: sizes, lengths and rounds.
     """
-    settings = {name: value for name, value in locals().items() if name != "output"}
-    pieces = random_documents(documents, median_length, spread, max_length, vocab_size, seed)
+    max_length = settings.max_length
+    pieces = random_documents(settings)
     real = sum(map(len, pieces))
     single = [PackedRow.join([piece]) for piece in pieces]
     layouts = {
@@ -67,22 +70,14 @@ def run(
         "padded to the batch": (single, None),
         "packed": (pack_pieces(pieces, max_length), None),
     }
-    model = build_model(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads,
-        intermediate_size=intermediate_size,
-        max_length=max_length,
-        seed=seed,
-    )
+    model = build_model(settings, max_length)
     batches = {
-        name: pad_rows(rows, batch_size, length, mlm_probability)
+        name: pad_rows(rows, settings.batch_size, length, settings.mlm_probability)
         for name, (rows, length) in layouts.items()
     }
-    with torch_threads(threads):
+    with torch_threads(settings.threads):
         actions = {name: _training_pass(model, parts) for name, parts in batches.items()}
-        clocks = {n: t.summary() for n, t in time_interleaved(actions, rounds).items()}
+        clocks = {n: t.summary() for n, t in time_interleaved(actions, settings.rounds).items()}
         computed = {n: sum(b["input_ids"].numel() for b in parts) for n, parts in batches.items()}
         speed = {name: 1e3 * real / clock["cpu_ms"]["median"] for name, clock in clocks.items()}
         results = [
@@ -106,17 +101,16 @@ def run(
             },
             "packed fill rate": fill_rate(real, len(layouts["packed"][0]), max_length),
         }
-        return report("packing", settings, results, summary, output, seed)
+        return report("packing", settings, results, summary, output)
 
 
-def random_documents(
-    count: int, median: int, spread: float, longest: int, vocab_size: int, seed: int
-) -> list[list[int]]:
+def random_documents(settings: PackingSettings) -> list[list[int]]:
     """Return documents of random tokens whose lengths are log-normal, cut to the allowed range."""
-    generator = np.random.default_rng(seed)
-    lengths = np.exp(np.log(median) + spread * generator.standard_normal(count)).round()
-    sizes = np.clip(lengths, LOWEST_LENGTH, longest).astype(int)
-    return [generator.integers(3, vocab_size, size).tolist() for size in sizes]
+    generator = np.random.default_rng(settings.seed)
+    normal = generator.standard_normal(settings.documents)
+    lengths = np.exp(np.log(settings.median_length) + settings.spread * normal).round()
+    sizes = np.clip(lengths, LOWEST_LENGTH, settings.max_length).astype(int)
+    return [generator.integers(3, settings.vocab_size, size).tolist() for size in sizes]
 
 
 def pad_rows(

@@ -1,6 +1,7 @@
 """Speed of a sliced encoder against stock ModernBERT of the same shape and weights."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,30 @@ from ...modeling.modernbert_weights import to_modernbert_config, to_modernbert_s
 from ..interleaved_timing import time_interleaved
 from .bench_models import build_model
 from .bench_report import gate, report, torch_threads
+from .bench_settings import ModelSettings
 
 TARGET = 0.98
 
 
-def run(
-    output: Path | None = None,
-    *,
-    vocab_size: int = 4096,
-    hidden_size: int = 384,
-    num_hidden_layers: int = 6,
-    num_attention_heads: int = 6,
-    intermediate_size: int = 576,
-    budget: str = "1.0:4:4:256",
-    shapes: tuple[tuple[int, int], ...] = ((1, 128), (8, 128)),
-    rounds: int = 25,
-    threads: int | None = 1,
-    seed: int = 0,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class SliceSpeedSettings(ModelSettings):
+    """The nested model, its slice and the inputs of both.
+
+    Attributes:
+        budget: the slice; heads x head_dim must equal its hidden width.
+        shapes: (rows, tokens) to time.
+    """
+
+    rounds: int = 25
+    vocab_size: int = 4096
+    budget: str = "1.0:4:4:256"
+    shapes: tuple[tuple[int, int], ...] = ((1, 128), (8, 128))
+
+
+DEFAULT = SliceSpeedSettings()
+
+
+def run(output: Path | None = None, settings: SliceSpeedSettings = DEFAULT) -> dict[str, Any]:
     """Time three trunks in turn: the slice, stock ModernBERT with its weights, the nested model.
 
     A native export *is* the stock class, so its speed is the stock speed by construction; what is
@@ -37,35 +44,18 @@ def run(
 
     Args:
         output: JSON file; None writes nothing.
-        vocab_size: vocabulary.
-        hidden_size: hidden channels of the nested model.
-        num_hidden_layers: its layers.
-        num_attention_heads: its heads.
-        intermediate_size: its MLP channels.
-        budget: the slice; heads x head_dim must equal its hidden width.
-        shapes: (rows, tokens) to time.
-        rounds: recorded rounds.
-        threads: torch threads; None leaves the setting alone.
-        seed: seed of weights and tokens.
+        settings: sizes, the slice and rounds.
     """
-    settings = {name: value for name, value in locals().items() if name != "output"}
-    nested = build_model(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads,
-        intermediate_size=intermediate_size,
-        max_length=max(tokens for _, tokens in shapes),
-        seed=seed,
-    ).train(False)
+    budget = settings.budget
+    nested = build_model(settings, max(tokens for _, tokens in settings.shapes)).train(False)
     sliced = nested.slice(budget)
     stock = stock_modernbert(sliced)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     results: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
-    with torch_threads(threads):
-        for shape in shapes:
-            tokens = torch.randint(3, vocab_size, shape, generator=generator)
+    with torch_threads(settings.threads):
+        for shape in settings.shapes:
+            tokens = torch.randint(3, settings.vocab_size, shape, generator=generator)
             mask = torch.ones_like(tokens)
             actions = {
                 "slice": _forward(sliced.model, tokens, mask),
@@ -73,7 +63,8 @@ def run(
                 "nested at the budget": _forward(nested.model, tokens, mask, budget=budget),
             }
             difference = (actions["slice"]() - actions["stock ModernBERT"]()).abs().max()
-            clocks = {n: t.summary() for n, t in time_interleaved(actions, rounds, 3).items()}
+            timings = time_interleaved(actions, settings.rounds, warmup=3)
+            clocks = {n: t.summary() for n, t in timings.items()}
             cpu = {name: clock["cpu_ms"]["median"] for name, clock in clocks.items()}
             name = f"{shape[0]} x {shape[1]}"
             results += [{"shape": name, "model": model, **c} for model, c in clocks.items()]
@@ -82,7 +73,7 @@ def run(
                 **gate(speedup, TARGET, at_least=True),
                 "largest_difference": float(difference),
             }
-        return report("slice_speed", settings, results, summary, output, seed)
+        return report("slice_speed", settings, results, summary, output)
 
 
 def stock_modernbert(sliced: DeltaEncoderForMaskedLM) -> nn.Module:

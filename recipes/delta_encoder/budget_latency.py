@@ -1,33 +1,34 @@
 """Milliseconds per sequence of the sliced, standalone models, on the CPU of this machine."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 
 from ...configuration.delta_budget import DeltaBudget
-from ...modeling.modeling_delta_encoder import DeltaEncoderModel, DeltaEncoderPreTrainedModel
+from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ..interleaved_timing import time_interleaved
 
 
 def measure_latency(
-    model: DeltaEncoderPreTrainedModel,
+    model: DeltaEncoderForMaskedLM,
     budgets: Sequence[DeltaBudget],
     sequence_length: int,
+    predicted_tokens: int = 0,
     *,
     rounds: int = 20,
     seed: int = 0,
 ) -> dict[DeltaBudget, dict[str, float]]:
-    """Time the trunk of each slice on one sequence, budgets in turn.
+    """Time the work that ``budget.flops(config, sequence_length, 1, predicted_tokens)`` counts.
 
-    Embeddings, layers and the final norm run; no head does, so the times compare with the FLOPs
-    of the table (``predicted_tokens=0``). Every budget is cut out first: what is timed is the
-    model that gets deployed, not the nested one.
+    Embeddings, layers and the final norm run on one sequence, then the masked-LM head on the first
+    ``predicted_tokens`` positions. Budgets run in turn. Every budget is cut out first: what is
+    timed is the model that gets deployed, not the nested one.
 
     Args:
-        model: any model of the family; it is left as it is.
+        model: a masked LM of the family; it is left as it is.
         budgets: budgets that fit it.
         sequence_length: tokens of the one sequence (batch 1, no padding).
+        predicted_tokens: positions the head runs on; 0 times the trunk alone.
         rounds: recorded rounds over all budgets.
         seed: seed of the random token ids, which do not influence the time.
 
@@ -36,11 +37,16 @@ def measure_latency(
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(model.config.vocab_size, (1, sequence_length), generator=generator)
-    trunk = cast(DeltaEncoderModel, model.base_model)
-    slices = {str(budget): standalone_trunk(trunk, budget) for budget in budgets}
+    slices = {str(budget): standalone_slice(model, budget) for budget in budgets}
 
-    def forward(sliced: DeltaEncoderModel) -> Callable[[], object]:
-        return lambda: sliced(input_ids=tokens)
+    def forward(sliced: DeltaEncoderForMaskedLM) -> Callable[[], object]:
+        def trunk_and_head() -> object:
+            hidden_states = sliced.model(input_ids=tokens).last_hidden_state
+            if predicted_tokens == 0:
+                return hidden_states
+            return sliced.decoder(sliced.head(hidden_states[0, :predicted_tokens]))
+
+        return trunk_and_head
 
     with torch.inference_mode():
         actions = {name: forward(sliced) for name, sliced in slices.items()}
@@ -48,14 +54,20 @@ def measure_latency(
     return {budget: timings[str(budget)].summary()["wall_ms"] for budget in budgets}
 
 
-def standalone_trunk(trunk: DeltaEncoderModel, budget: DeltaBudget) -> DeltaEncoderModel:
-    """Cut out a trunk in eval mode on the CPU.
+def standalone_slice(
+    model: DeltaEncoderForMaskedLM, budget: DeltaBudget
+) -> DeltaEncoderForMaskedLM:
+    """Cut out a masked LM in eval mode on the CPU.
 
-    Where the hidden width is whole, the copy of the embedding is given up for the original:
-    otherwise the table of a large vocabulary would lie in memory once per budget.
+    Where the hidden width is whole, the copies of the embedding and of the decoder are given up
+    for the originals: otherwise the table of a large vocabulary would lie in memory once per
+    budget.
     """
-    sliced = trunk.slice(budget).train(False).cpu()
-    original = trunk.embeddings.token.weight
-    if original.device.type == "cpu" and original.shape == sliced.embeddings.token.weight.shape:
-        sliced.embeddings.token.weight = original
+    sliced = model.slice(budget).train(False).cpu()
+    for ours, theirs in (
+        (sliced.model.embeddings.token, model.model.embeddings.token),
+        (sliced.decoder, model.decoder),
+    ):
+        if theirs.weight.device.type == "cpu" and ours.weight.shape == theirs.weight.shape:
+            ours.weight = theirs.weight
     return sliced

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...configuration.delta_budget import DeltaBudget
-from ...modeling.delta_encoder_heads import IGNORED_LABEL, DeltaEncoderForMaskedLM
+from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
+from ...modeling.input_checks import IGNORED_LABEL
 from ...trainers.metrics.calibration import CalibrationBins
 from ...trainers.metrics.temperature import TemperatureFit
 from ..cli_errors import DataError, ModelFolderError
@@ -78,18 +79,25 @@ class Scores(NamedTuple):
         budgets: the budgets, in the order of everything else.
         row_losses: (budgets, rows) summed cross-entropy.
         row_tokens: (rows,) predicted tokens.
+        real_tokens: tokens of all rows, padding excluded.
         by_budget: the running sums.
     """
 
     budgets: tuple[DeltaBudget, ...]
     row_losses: NDArray[np.float64]
     row_tokens: NDArray[np.float64]
+    real_tokens: int
     by_budget: tuple[BudgetScore, ...]
 
     @property
     def losses(self) -> NDArray[np.float64]:
         """Mean cross-entropy per token of each budget, (budgets,)."""
         return self.row_losses.sum(axis=1) / self.row_tokens.sum()
+
+    @property
+    def predicted_share(self) -> float:
+        """Predicted tokens over real tokens: how much of a sequence the head runs on."""
+        return float(self.row_tokens.sum()) / self.real_tokens
 
 
 def group_by_trunk(budgets: Sequence[DeltaBudget]) -> list[tuple[DeltaBudget, ...]]:
@@ -133,11 +141,13 @@ def score_budgets(
         for index, budget in enumerate(budgets)
     }
     row_tokens: list[NDArray[np.float64]] = []
+    real_tokens = 0
     was_training = model.training
     model.train(False)
     try:
         for batch in batches:
             row_tokens.append(_score_batch(model, batch, scores))
+            real_tokens += _real_tokens(batch)
     finally:
         model.train(was_training)
     tokens = np.concatenate(row_tokens) if row_tokens else np.zeros(0)
@@ -147,7 +157,7 @@ def score_budgets(
             "give more validation data or raise mlm_probability"
         )
     losses = np.stack([np.concatenate(score.row_losses) for score in scores.values()])
-    return Scores(tuple(scores), losses, tokens, tuple(scores.values()))
+    return Scores(tuple(scores), losses, tokens, real_tokens, tuple(scores.values()))
 
 
 def _score_batch(
@@ -166,6 +176,11 @@ def _score_batch(
             for budget, logits in zip(group, outputs.budget_logits, strict=True):
                 scores[budget].update(budget, logits, outputs.labels, rows)
     return np.bincount(rows.cpu().numpy()).astype(np.float64)
+
+
+def _real_tokens(batch: dict[str, Tensor]) -> int:
+    mask = batch.get("attention_mask")
+    return batch["labels"].numel() if mask is None else int(mask.count_nonzero())
 
 
 def _predictions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -116,14 +116,6 @@ def build_trainer(
     recipe: DeltaEncoderRecipe, model: DeltaEncoderForMaskedLM, data: PreparedData
 ) -> DeltaEncoderTrainer:
     """Wire the model, the data and the loss terms into a trainer."""
-    config = model.config
-    budgets = config.budget_list()
-    flops = [budget.flops(config, recipe.data.max_length) for budget in budgets]
-    mode: Any = recipe.training.budget_sampling
-    per_step = recipe.training.budgets_per_step
-    sampler = SandwichSampler(
-        budgets, flops, per_step, recipe.seed, mode, trunk_of=lambda budget: budget.trunk
-    )
     loss = recipe.loss
     terms = [WeightedTerm(MaskedLmLoss(), Constant(loss.masked_lm_weight))]
     teacher = None
@@ -142,7 +134,7 @@ def build_trainer(
     trainer = DeltaEncoderTrainer(
         model,
         training_arguments(recipe, isinstance(rows, StreamingPackedRows)),
-        budget_sampler=sampler,
+        planner=sampler_of(recipe, model.config),
         terms=terms,
         teacher=teacher,
         train_dataset=rows,
@@ -163,6 +155,17 @@ def build_trainer(
         rows.keep_states(trainer.rows_per_step())
         trainer.stateful["stream"] = StreamPosition(rows, trainer)
     return trainer
+
+
+def sampler_of(recipe: DeltaEncoderRecipe, config: Any) -> SandwichSampler[DeltaBudget]:
+    """Return what draws the budgets of each step."""
+    budgets = config.budget_list()
+    flops = [budget.flops(config, recipe.data.max_length) for budget in budgets]
+    mode: Any = recipe.training.budget_sampling
+    per_step = recipe.training.budgets_per_step
+    return SandwichSampler(
+        budgets, flops, per_step, recipe.seed, mode, trunk_of=lambda budget: budget.trunk
+    )
 
 
 class StreamPosition:

@@ -5,7 +5,7 @@ All budgets predict the same masked tokens of the same rows, so they compare pai
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -28,6 +28,9 @@ from .evaluation_summary import (
 )
 from .evaluation_table import Row
 
+if TYPE_CHECKING:
+    from .evaluation_inputs import EvaluationInputs
+
 Batch = dict[str, Tensor]
 BudgetRequest = DeltaBudget | str | tuple[Any, ...]
 
@@ -47,8 +50,8 @@ def run_full_evaluation(
 ) -> dict[str, Any]:
     """Evaluate every budget on the same masked tokens.
 
-    FLOPs are those of the trunk on one sequence (``predicted_tokens=0``): the head's cost depends
-    on how many tokens a task predicts, not on the budget's heads, width or depth.
+    FLOPs and latency are those of one sequence through the trunk, and through the head at the
+    share of tokens the evaluation predicts: ``round(predicted / real tokens * sequence_length)``.
 
     Args:
         model: a masked LM of the family.
@@ -57,7 +60,7 @@ def run_full_evaluation(
             budgets of the configuration.
         sequence_length: tokens of a sequence for FLOPs and latency; None takes 128, or the
             longest sequence of a model that is shorter.
-        latency: time the sliced models on this CPU.
+        latency: time the sliced models on this CPU, at the same work as the FLOPs.
         bootstrap_samples: resamples of the rows for intervals and significance.
         seed: seed of the resamples.
         calibration_loader: held-out batches on which aliases are chosen and temperatures fitted.
@@ -89,17 +92,19 @@ def run_full_evaluation(
     )
     aliases = monotone_safe_alias(chosen, (calibrated or scores).losses.tolist())
     means = bootstrap_means(scores.row_losses, scores.row_tokens, bootstrap_samples, seed)
-    times = measure_latency(model, chosen, sequence_length) if latency else {}
+    predicted = round(scores.predicted_share * sequence_length)
+    times = measure_latency(model, chosen, sequence_length, predicted) if latency else {}
+    dtype = str(model.dtype).removeprefix("torch.")
     entries = [
         {
             **quality_of(scores, index, means),
-            **cost_of(budget, config, str(model.dtype).removeprefix("torch."), sequence_length),
+            **cost_of(budget, config, dtype, sequence_length, predicted),
             "latency_ms": times.get(budget),
             "safe_alias": str(chosen[aliases[index]]),
         }
         for index, budget in enumerate(chosen)
     ]
-    anchors = autc_anchors or lattice_anchors(config, sequence_length)
+    anchors = autc_anchors or lattice_anchors(config, sequence_length, predicted)
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
@@ -108,16 +113,19 @@ def run_full_evaluation(
         "data": {
             "rows": int(scores.row_tokens.size),
             "predicted_tokens": int(scores.row_tokens.sum()),
-            "aliases_chosen_on": "evaluation rows" if calibrated is None else "held-out rows",
+            "predicted_share": round(scores.predicted_share, 6),
+            "calibration_rows": 0 if calibrated is None else int(calibrated.row_tokens.size),
+            "aliases_chosen_on": "evaluation rows" if calibrated is None else "calibration rows",
         },
         "sequence_length": sequence_length,
+        "predicted_tokens_per_sequence": predicted,
         "bootstrap_samples": bootstrap_samples,
         "budgets": entries,
         "summary": {
             "autc": autc_of(entries, anchors),
             "autc_anchors": list(anchors),
-            "monotonicity": monotonicity_of(scores, means, aliases),
-            **named_budgets(config, sequence_length),
+            "monotonicity": monotonicity_of(scores, means, aliases, calibrated),
+            **named_budgets(config),
         },
     }
 
@@ -141,7 +149,9 @@ def evaluate_folder(
 ) -> list[Row]:
     """Evaluate a saved model on the data of its recipe; write JSON, tables and plots.
 
-    Beside ``output`` (FILE.json) come FILE.md, FILE.csv, FILE.png and FILE.svg.
+    Part of the validation rows is held out to choose aliases and fit temperatures, as
+    ``evaluation.calibration_fraction`` says. Beside ``output`` (FILE.json) come FILE.md, FILE.csv,
+    FILE.png and FILE.svg.
 
     Args:
         model_dir: the model folder of a run, or the output_dir above it.
@@ -150,7 +160,7 @@ def evaluate_folder(
         budgets: texts or names; None takes those of the recipe.
 
     Returns:
-        The rows of the table.
+        The rows of the table on the console.
 
     Raises:
         ModelFolderError: if the folder holds no model or no recipe.
@@ -159,7 +169,21 @@ def evaluate_folder(
     from .evaluation_files import write_evaluation
     from .evaluation_inputs import open_run
 
-    run = open_run(model_dir, overrides)
+    return write_evaluation(evaluate_run(open_run(model_dir, overrides), budgets), output)
+
+
+def evaluate_run(
+    run: "EvaluationInputs", budgets: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Evaluate an opened run by the settings of its recipe.
+
+    Args:
+        run: the model and its rows.
+        budgets: texts or names; None takes those of the recipe.
+
+    Returns:
+        What `run_full_evaluation` returns, with the origin of the rows in ``data``.
+    """
     settings = run.recipe.evaluation
     evaluation = run_full_evaluation(
         run.model,
@@ -169,9 +193,10 @@ def evaluate_folder(
         latency=settings.latency,
         bootstrap_samples=settings.bootstrap_samples,
         seed=run.recipe.seed,
+        calibration_loader=run.calibration_loader,
     )
     evaluation["data"].update(run.data)
-    return write_evaluation(evaluation, output)
+    return evaluation
 
 
 def _progress_bar(

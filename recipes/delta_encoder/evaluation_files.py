@@ -7,7 +7,7 @@ from typing import Any
 from ..evaluation_file import write_json
 from ..ladder_plot import plot_ladder
 from ..whole_file import write_whole_file
-from .evaluation_table import Row, csv_table, ladder_rows, markdown_table
+from .evaluation_table import Row, console_rows, csv_table, markdown_table
 
 
 def write_evaluation(evaluation: Mapping[str, Any], output: Path) -> list[Row]:
@@ -18,10 +18,10 @@ def write_evaluation(evaluation: Mapping[str, Any], output: Path) -> list[Row]:
         output: the JSON file.
 
     Returns:
-        The rows of the table.
+        The rows of the table on the console.
     """
     write_json(output, evaluation)
     write_whole_file(output.with_suffix(".md"), markdown_table(evaluation))
     write_whole_file(output.with_suffix(".csv"), csv_table(evaluation))
     plot_ladder(evaluation, output)
-    return ladder_rows(evaluation)
+    return console_rows(evaluation)

@@ -1,7 +1,9 @@
 """From a model folder and its saved recipe to the model and the batches to evaluate it on."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ...trainers.masked_lm_collator import MaskedLMCollator
-from ...trainers.stream_sampler import PositionedRows
+from ...trainers.stream_sampler import PositionedRows, row_order
 from ..cli_errors import DataError, ModelFolderError
 from ..data.corpus import build_data
 from ..data.manifest import MANIFEST_FILE
@@ -19,8 +21,16 @@ from ..recipe_loader import load_saved_recipe
 from ..recipe_overrides import split_arguments
 from ..recipe_schema import DataSection, DeltaEncoderRecipe
 
+logger = logging.getLogger(__name__)
+
 # One seed for all evaluations: every budget, checkpoint and run predicts the same tokens.
 MASK_SEED = 0
+
+# The pieces of a document longer than a row mostly lie in neighbouring rows, so rows are held out
+# in blocks.
+SPLIT_SEED = 0
+BLOCK_ROWS = 8
+SMALLEST_BLOCK_COUNT = 16
 
 
 class EvaluationInputs(NamedTuple):
@@ -30,12 +40,15 @@ class EvaluationInputs(NamedTuple):
         recipe: the recipe of the run, with overrides.
         model: the model, in eval mode.
         loader: batches with fixed masks.
+        calibration_loader: batches of other rows, held out for aliases and temperatures; None
+            where no rows are held out.
         data: where the rows come from, for the result file.
     """
 
     recipe: DeltaEncoderRecipe
     model: DeltaEncoderForMaskedLM
     loader: Iterable[dict[str, Tensor]]
+    calibration_loader: Iterable[dict[str, Tensor]] | None
     data: dict[str, Any]
 
 
@@ -61,14 +74,13 @@ def open_run(model_dir: Path, overrides: Sequence[str] = ()) -> EvaluationInputs
             f"{model.config.vocab_size}; use the tokenizer the model was trained with: "
             f"data.tokenizer={folder}"
         )
-    loader = evaluation_loader(
-        prepared.validation_rows,
-        MaskedLMCollator.from_tokenizer(
-            prepared.tokenizer, mlm_probability=section.mlm_probability, seed=MASK_SEED
-        ),
-        recipe.evaluation.batch_size,
-        recipe.evaluation.batches,
+    collator = MaskedLMCollator.from_tokenizer(
+        prepared.tokenizer, mlm_probability=section.mlm_probability, seed=MASK_SEED
     )
+    settings, rows = recipe.evaluation, prepared.validation_rows
+    held_out, measured = split_rows(len(rows), settings.calibration_fraction)
+    load = partial(evaluation_loader, rows, collator, settings.batch_size, settings.batches)
+    loader, calibration_loader = load(measured), load(held_out) if held_out else None
     description = {
         "source": section.source,
         "name": section.name,
@@ -76,17 +88,57 @@ def open_run(model_dir: Path, overrides: Sequence[str] = ()) -> EvaluationInputs
         "split": "validation",
         "mlm_probability": section.mlm_probability,
         "mask_seed": MASK_SEED,
+        "calibration_fraction": settings.calibration_fraction if held_out else 0.0,
+        "split_seed": SPLIT_SEED if held_out else None,
         "manifest": prepared.manifest,
     }
-    return EvaluationInputs(recipe, model, loader, description)
+    return EvaluationInputs(recipe, model, loader, calibration_loader, description)
+
+
+def split_rows(count: int, calibration_fraction: float) -> tuple[list[int], list[int]]:
+    """Divide rows into calibration and evaluation rows, the same way for every run.
+
+    Rows are stored by falling document length. Blocks of neighbouring rows are dealt out evenly,
+    so that both parts are alike, and each part is shuffled with a fixed seed, so that a limit on
+    the batches takes a sample of it. A document longer than a row is cut into pieces at packing;
+    its pieces may lie in both parts, which blocks make rare.
+
+    Args:
+        count: number of rows.
+        calibration_fraction: share of the blocks for calibration, in [0, 1).
+
+    Returns:
+        Row numbers for calibration and for evaluation; none for calibration, and all in stored
+        order for evaluation, where the fraction is 0 or there are fewer than 2 rows.
+    """
+    if calibration_fraction > 0 and count == 1:
+        logger.warning(
+            "the validation split has 1 row, too few to hold one out: aliases are chosen on the "
+            "evaluation rows and no temperature is fitted; raise data.validation_fraction"
+        )
+    if calibration_fraction == 0 or count < 2:
+        return [], list(range(count))
+    size = max(1, min(BLOCK_ROWS, count // SMALLEST_BLOCK_COUNT))
+    blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    share = min(max(1, round(calibration_fraction * len(blocks))), len(blocks) - 1)
+    held_out: list[int] = []
+    measured: list[int] = []
+    for number in row_order(SPLIT_SEED, 0, len(blocks)):
+        is_held_out = (number + 1) * share // len(blocks) > number * share // len(blocks)
+        (held_out if is_held_out else measured).extend(blocks[number])
+    return held_out, measured
 
 
 def evaluation_loader(
-    rows: Any, collator: MaskedLMCollator, batch_size: int, batches: int | None = None
+    rows: Any,
+    collator: MaskedLMCollator,
+    batch_size: int,
+    batches: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Iterable[dict[str, Tensor]]:
-    """Return the first ``batches`` batches of the rows in their stored order.
+    """Return the first ``batches`` batches of the rows ``numbers``, or of all in stored order.
 
-    Row r always has position r, so its mask does not depend on the batch size.
+    Row r always has position r, so its mask depends neither on the batch size nor on the split.
 
     Raises:
         DataError: if there are no rows.
@@ -95,8 +147,9 @@ def evaluation_loader(
         raise DataError(
             "the validation split has 0 rows; raise data.validation_fraction or give more data"
         )
-    count = len(rows) if batches is None else min(len(rows), batches * batch_size)
-    subset = Subset(PositionedRows(rows), range(count))
+    limit = None if batches is None else batches * batch_size
+    chosen = range(len(rows)) if numbers is None else numbers
+    subset = Subset(PositionedRows(rows), chosen[:limit])
     return DataLoader(subset, batch_size=batch_size, collate_fn=collator)
 
 

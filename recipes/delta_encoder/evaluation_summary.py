@@ -46,12 +46,24 @@ def quality_of(scores: Scores, index: int, means: Means) -> dict[str, Any]:
 
 
 def cost_of(
-    budget: DeltaBudget, config: Any, dtype: str, sequence_length: int
+    budget: DeltaBudget, config: Any, dtype: str, sequence_length: int, predicted_tokens: int
 ) -> dict[str, int]:
-    """Return parameters, FLOPs of the trunk on one sequence, and bytes of the masked LM."""
+    """Return parameters, FLOPs and bytes of the masked LM at one budget.
+
+    ``flops`` count one sequence through the trunk and the head on its predicted tokens, which a
+    narrower hidden width makes cheaper as well; ``trunk_flops`` leave the head out.
+
+    Args:
+        budget: the budget.
+        config: configuration of the nested model.
+        dtype: stored dtype of the weights.
+        sequence_length: tokens of the sequence.
+        predicted_tokens: tokens of it that the head predicts.
+    """
     return {
         "parameters": budget.parameters(config),
-        "flops": budget.flops(config, sequence_length, predicted_tokens=0),
+        "trunk_flops": budget.flops(config, sequence_length, predicted_tokens=0),
+        "flops": budget.flops(config, sequence_length, predicted_tokens=predicted_tokens),
         "bytes": budget.weight_bytes(config, dtype),
     }
 
@@ -61,9 +73,14 @@ def fitted_temperatures(calibrated: Scores) -> list[float]:
     return [score.fit.best() for score in calibrated.by_budget if score.fit is not None]
 
 
-def lattice_anchors(config: Any, sequence_length: int) -> tuple[float, float]:
-    """Return the FLOPs of the cheapest and of the dearest budget of the configuration."""
-    flops = [budget.flops(config, sequence_length) for budget in config.budget_list()]
+def lattice_anchors(
+    config: Any, sequence_length: int, predicted_tokens: int
+) -> tuple[float, float]:
+    """Return the FLOPs, head included, of the cheapest and the dearest budget of ``config``."""
+    flops = [
+        budget.flops(config, sequence_length, predicted_tokens=predicted_tokens)
+        for budget in config.budget_list()
+    ]
     return float(min(flops)), float(max(flops))
 
 
@@ -76,13 +93,21 @@ def autc_of(entries: Sequence[dict[str, Any]], anchors: tuple[float, float]) -> 
     )
 
 
-def monotonicity_of(scores: Scores, means: Means, aliases: Sequence[int]) -> dict[str, int]:
+def monotonicity_of(
+    scores: Scores, means: Means, aliases: Sequence[int], calibrated: Scores | None
+) -> dict[str, int | None]:
     """Count nested pairs in the wrong order, as measured and after replacing aliases.
 
     Args:
         scores: scores of all budgets.
         means: (samples, budgets) bootstrap means.
         aliases: index of the safe alias of each budget.
+        calibrated: scores on the rows the aliases were chosen on; None where those are the
+            evaluation rows themselves.
+
+    Returns:
+        ``alias_violations`` on the evaluation rows; ``alias_violations_calibration`` on the
+        calibration rows, which is 0 by construction, or None without such rows.
     """
     pairs = nested_pairs(scores.budgets)
     raw = find_violations(scores.row_losses, scores.row_tokens, pairs, means)
@@ -93,12 +118,21 @@ def monotonicity_of(scores: Scores, means: Means, aliases: Sequence[int]) -> dic
         "raw_violations": raw.raw_violations,
         "significant_violations": raw.significant_violations,
         "alias_violations": safe.raw_violations,
+        "alias_violations_calibration": None
+        if calibrated is None
+        else sum(
+            bool(calibrated.losses[order[large]] > calibrated.losses[order[small]])
+            for small, large in pairs
+        ),
     }
 
 
-def named_budgets(config: Any, sequence_length: int) -> dict[str, str]:
-    """Return which budgets the names smallest, middle and largest stand for."""
+def named_budgets(config: Any) -> dict[str, str]:
+    """Return which budgets the names smallest, middle and largest stand for.
+
+    The names belong to the model: neither the length nor the masks of an evaluation move them.
+    """
     trained = config.budget_list()
     smallest, largest = ends_of(trained)
-    middle = middle_of(trained, config, sequence_length)
+    middle = middle_of(trained, config)
     return {"smallest": str(smallest), "middle": str(middle), "largest": str(largest)}

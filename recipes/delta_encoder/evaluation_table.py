@@ -8,8 +8,30 @@ from typing import Any
 Row = dict[str, str | int | float | None]
 
 
+# What fits 100 columns of a terminal; perplexity and parameters follow from what is shown.
+CONSOLE_COLUMNS = (
+    "budget", "cross-entropy", "accuracy", "ECE", "ECE at T", "MFLOPs", "MB", "ms", "safe alias"
+)  # fmt: skip
+
+
+def console_rows(evaluation: Mapping[str, Any]) -> list[Row]:
+    """Return the columns of `ladder_rows` that a terminal has room for."""
+    rows = []
+    for row in ladder_rows(evaluation):
+        shown = {name: row[name] for name in CONSOLE_COLUMNS if name in row}
+        for name in ("ECE", "ECE at T"):
+            if isinstance(value := shown.get(name), float):
+                shown[name] = round(value, 4)
+        rows.append(shown)
+    return rows
+
+
 def ladder_rows(evaluation: Mapping[str, Any]) -> list[Row]:
-    """Return one row per budget, the cheapest first; a column without any value is left out."""
+    """Return one row per budget, the cheapest first; a column without any value is left out.
+
+    ``ECE at T`` is the calibration error on the evaluation rows after dividing the logits by the
+    temperature fitted to the calibration rows.
+    """
     rows = [
         _row(entry) for entry in sorted(evaluation["budgets"], key=lambda entry: entry["flops"])
     ]
@@ -26,6 +48,7 @@ def _row(entry: Mapping[str, Any]) -> Row:
         "perplexity": entry["perplexity"],
         "accuracy": entry["accuracy"],
         "ECE": entry["ece"],
+        "ECE at T": entry.get("ece_after_temperature"),
         "parameters": entry["parameters"],
         "MFLOPs": entry["flops"] / 1e6,
         "MB": entry["bytes"] / 1e6,

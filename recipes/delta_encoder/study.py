@@ -10,7 +10,9 @@ Methods, all on the same rows for the same number of optimizer steps:
 * ``post-hoc``: the separately trained largest model, sorted by importance and sliced without
   further training.
 
-A finished cell is never run again, so a study can be stopped and continued.
+A finished cell is never run again, so a study can be stopped and continued. With
+``--reevaluate`` nothing is trained: the models of all finished cells are measured again, by the
+``evaluation`` keys of the recipe given now.
 """
 
 import argparse
@@ -18,27 +20,44 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from ...configuration.budget import ends_of, middle_of
+from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ...configuration.delta_budget import DeltaBudget
-from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ...modeling.importance_ordering import measure_importance, reorder_by_importance
+from ..cli_errors import DataError
 from ..data.corpus import build_data
 from ..environment import environment_block
-from ..evaluation_file import read_evaluation, write_json
+from ..evaluation_file import write_json
 from ..recipe_loader import load_recipe
 from ..recipe_schema import DeltaEncoderRecipe
 from .build import first_batches, lattice_of, scratch_config
-from .evaluate import run_full_evaluation
+from .evaluate import evaluate_folder, evaluate_run
 from .evaluation_inputs import open_run
-from .study_summary import plot_study, summarise
+from .evaluation_summary import named_budgets
+from .study_summary import METHODS, complete_seeds, plot_study, read_cells, summarise
 from .train import METRICS_FILE, MODEL_FOLDER, prepare, train
 
 logger = logging.getLogger(__name__)
 
 SHAPES = ("largest", "middle", "smallest")
 SUMMARY_FILE = "study.json"
+
+
+class Study(NamedTuple):
+    """A study ready to run.
+
+    Attributes:
+        recipe: the nested recipe on the prepared rows.
+        config: configuration of the nested model.
+        counts: ``rows`` and ``tokens`` of the training split.
+        folder: folder of the study.
+    """
+
+    recipe: DeltaEncoderRecipe
+    config: DeltaEncoderConfig
+    counts: dict[str, int]
+    folder: Path
 
 
 def run_study(recipe: DeltaEncoderRecipe, seeds: Sequence[int], output: Path) -> Path:
@@ -51,30 +70,85 @@ def run_study(recipe: DeltaEncoderRecipe, seeds: Sequence[int], output: Path) ->
 
     Returns:
         The summary file.
+
+    Raises:
+        DataError: if finished cells were measured in different ways.
     """
-    shared = replace(recipe, output_dir=str(output))
-    data_folder = prepare(shared)
-    recipe = replace(recipe, data=replace(recipe.data, pretokenized_path=str(data_folder)))
-    budgets = named_budgets(recipe)
+    study = _open_study(recipe, output)
+    read_cells(output)  # Cells that do not compare are found before hours of training.
+    budgets = {name: DeltaBudget.parse(b) for name, b in named_budgets(study.config).items()}
     for seed in seeds:
         for method in ("nested", *(f"separate-{shape}" for shape in SHAPES)):
-            cell = cell_recipe(recipe, method, seed, budgets, output / f"{method}-{seed}")
+            cell = cell_recipe(study.recipe, method, seed, budgets, output / f"{method}-{seed}")
             _train_cell(cell)
-        _post_hoc_cell(recipe, output / f"separate-largest-{seed}", output / f"post-hoc-{seed}")
-        summary = summarise(output, recipe, {name: str(b) for name, b in budgets.items()})
-        summary["environment"] = environment_block(seeds)
-        write_json(output / SUMMARY_FILE, summary)
-    plot_study(output, seeds[0], summary["named_budgets"], output / SUMMARY_FILE)
+        if not (output / f"post-hoc-{seed}" / METRICS_FILE).is_file():
+            _measure_post_hoc(study.recipe, output, seed)
+        _write_summary(study)
     return output / SUMMARY_FILE
 
 
-def named_budgets(recipe: DeltaEncoderRecipe) -> dict[str, DeltaBudget]:
-    """Return the smallest, middle and largest budget of a recipe's lattice."""
-    config = scratch_config(recipe.model, build_data(recipe.data, recipe.seed).tokenizer)
-    lattice = lattice_of(recipe.model, config)
-    smallest, largest = ends_of(lattice)
-    middle = middle_of(lattice, config, recipe.data.max_length)
-    return {"smallest": smallest, "middle": middle, "largest": largest}
+def reevaluate_study(recipe: DeltaEncoderRecipe, output: Path) -> Path:
+    """Measure the model of every finished cell again and write the summary; train nothing.
+
+    Args:
+        recipe: the nested recipe; its ``evaluation`` keys replace those the cells were run with.
+        output: folder of the study.
+
+    Returns:
+        The summary file.
+
+    Raises:
+        DataError: if no cell is finished.
+    """
+    study = _open_study(recipe, output)
+    changes = _evaluation_changes(study.recipe)
+    finished = [
+        (method, int(number))
+        for method in METHODS
+        for folder in sorted(output.glob(f"{method}-*"))
+        if (number := folder.name.removeprefix(f"{method}-")).isdigit()
+        and (folder / METRICS_FILE).is_file()
+    ]
+    if not finished:
+        raise DataError(f"{output} has no finished cell; run the study without --reevaluate first")
+    for method, seed in finished:
+        folder = output / f"{method}-{seed}"
+        logger.info("measuring %s again", folder.name)
+        if method == "post-hoc":
+            _measure_post_hoc(study.recipe, output, seed, changes)
+        else:
+            evaluate_folder(folder / MODEL_FOLDER, folder / METRICS_FILE, changes)
+    _write_summary(study)
+    return output / SUMMARY_FILE
+
+
+def _open_study(recipe: DeltaEncoderRecipe, output: Path) -> Study:
+    data_folder = prepare(replace(recipe, output_dir=str(output)))
+    recipe = replace(recipe, data=replace(recipe.data, pretokenized_path=str(data_folder)))
+    prepared = build_data(recipe.data, recipe.seed)
+    config = scratch_config(recipe.model, prepared.tokenizer)
+    return Study(recipe, config, prepared.manifest["counts"]["train"], output)
+
+
+def _write_summary(study: Study) -> None:
+    """Sum up the finished cells and draw the first seed that has all of them."""
+    cells = read_cells(study.folder)
+    seeds = sorted({seed for of_method in cells.values() for seed in of_method})
+    named = named_budgets(study.config)
+    summary = summarise(cells, study.recipe, study.config, study.counts)
+    summary["environment"] = environment_block(seeds)
+    write_json(study.folder / SUMMARY_FILE, summary)
+    if complete := complete_seeds(cells):
+        plot_study(cells, complete[0], named, study.folder / SUMMARY_FILE)
+
+
+def _evaluation_changes(recipe: DeltaEncoderRecipe) -> list[str]:
+    """Return the overrides that make every cell measured as the recipe says, on the same rows."""
+    section = recipe.evaluation
+    keys = ("batches", "batch_size", "sequence_length", "bootstrap_samples", "calibration_fraction")
+    values = {key: getattr(section, key) for key in keys}
+    changes = [f"evaluation.{key}={'null' if v is None else v}" for key, v in values.items()]
+    return [*changes, f"data.pretokenized_path={recipe.data.pretokenized_path}"]
 
 
 def cell_recipe(
@@ -127,27 +201,18 @@ def _train_cell(cell: DeltaEncoderRecipe) -> None:
     train(cell, resume=True)
 
 
-def _post_hoc_cell(recipe: DeltaEncoderRecipe, source: Path, folder: Path) -> None:
+def _measure_post_hoc(
+    recipe: DeltaEncoderRecipe, output: Path, seed: int, changes: Sequence[str] = ()
+) -> None:
     """Slice a model that never saw a smaller budget, its units sorted by importance."""
-    metrics = folder / METRICS_FILE
-    if metrics.is_file():
-        return
-    run = open_run(source / MODEL_FOLDER)
-    model: DeltaEncoderForMaskedLM = run.model
+    run = open_run(output / f"separate-largest-{seed}" / MODEL_FOLDER, changes)
+    model = run.model
     prepared = build_data(run.recipe.data, run.recipe.seed)
     reorder_by_importance(model, measure_importance(model, first_batches(run.recipe, prepared)))
     model.config.budgets = [str(budget) for budget in lattice_of(recipe.model, model.config)]
-    evaluation: dict[str, Any] = run_full_evaluation(
-        model,
-        run.loader,
-        sequence_length=run.recipe.data.max_length,
-        latency=False,
-        bootstrap_samples=run.recipe.evaluation.bootstrap_samples,
-        seed=run.recipe.seed,
-    )
-    evaluation["data"].update(run.data)
+    folder = output / f"post-hoc-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(metrics, read_evaluation(evaluation))
+    write_json(folder / METRICS_FILE, evaluate_run(run, ["all"]))
 
 
 def main() -> None:
@@ -156,9 +221,16 @@ def main() -> None:
     parser.add_argument("recipe", nargs="+", help="recipe=NAME and key=value changes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, required=True, help="folder of the study")
+    parser.add_argument(
+        "--reevaluate", action="store_true", help="measure finished cells again, train nothing"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_study(load_recipe(arguments.recipe), arguments.seeds, arguments.output)
+    recipe = load_recipe(arguments.recipe)
+    if arguments.reevaluate:
+        reevaluate_study(recipe, arguments.output)
+    else:
+        run_study(recipe, arguments.seeds, arguments.output)
 
 
 if __name__ == "__main__":

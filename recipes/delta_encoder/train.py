@@ -1,5 +1,6 @@
 """The main job of the family: train one nested encoder, measure every budget, export slices."""
 
+import gc
 import logging
 import shlex
 import sys
@@ -110,6 +111,9 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
     # A process that leaves early takes the others down with it.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+    # Reference cycles keep the process group's threads alive; at exit they would abort the process.
+    del trainer, model
+    gc.collect()
     return report
 
 

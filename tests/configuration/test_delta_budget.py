@@ -281,6 +281,15 @@ def test_middle_is_nearest_the_geometric_mean() -> None:
     assert middle_of(lattice[:1], config) == lattice[0]
 
 
+def test_all_hidden_channels_are_one_budget_however_they_are_written() -> None:
+    """Otherwise one model is trained, measured and exported twice, under two names."""
+    config = _config(budgets=["0.5:2:2", "1.0:4:4", "1.0:4:4:32", "0.5:2:2:32", "0.5:2:2:16"])
+    assert list(map(str, config.budget_list())) == ["0.5:2:2", "1.0:4:4", "0.5:2:2:16"]
+    assert list(map(str, select_budgets(["1.0:4:4:32", "1.0:4:4"], config))) == ["1.0:4:4"]
+    assert select_budgets(["0.5,1.0:2:2:32"], config) == [DeltaBudget((0.5, 1.0), 2, 2)]
+    assert DeltaBudget.parse("0.5:2:2:31").check(config) == DeltaBudget(0.5, 2, 2, 31)
+
+
 def test_select_budgets_reads_all_forms() -> None:
     config = _config(budgets=["0.5:2:2", "0.5:4:4", "1.0:4:4"])
     small, middle, large = config.budget_list()

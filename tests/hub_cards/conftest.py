@@ -46,7 +46,7 @@ def evaluation_file(lively_encoder: Any, tmp_path_factory: pytest.TempPathFactor
                 "accuracy": 0.3 + 0.001 * index,
                 "ece": 0.02,
                 "parameters": budget.parameters(config),
-                "flops": budget.flops(config, 32),
+                "flops": budget.flops(config, 32, predicted_tokens=10),
                 "bytes": budget.weight_bytes(config),
                 "latency_ms": {"median": 1.5, "p25": 1.4, "p75": 1.6} if index % 2 else None,
                 "safe_alias": "0.5:2:2" if index == 1 else str(budget),
@@ -59,6 +59,7 @@ def evaluation_file(lively_encoder: Any, tmp_path_factory: pytest.TempPathFactor
         "environment": {"cpu": "made up", "threads": 1},
         "data": {"name": "/somewhere/held_out.txt", "split": "test"},
         "sequence_length": 32,
+        "predicted_tokens_per_sequence": 10,
         "budgets": rows,
         "summary": {},
     }

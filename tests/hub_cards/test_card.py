@@ -1,5 +1,6 @@
 """Cards carry measured numbers only, and loading lines that run."""
 
+import json
 from pathlib import Path
 
 from huggingface_hub import ModelCard
@@ -47,6 +48,22 @@ def test_without_evaluation_nothing_is_claimed(elastic_folder: Path, tmp_path: P
     for path in (folder, elastic_folder):
         text = (path / "README.md").read_text()
         assert "Not measured" in text and "perplexity" not in text and "model-index" not in text
+
+
+def test_card_says_what_flops_count(
+    slices_folder: Path, elastic_folder: Path, evaluation_file: Path, tmp_path: Path
+) -> None:
+    text = " ".join((slices_folder / "w050-h02-d02" / "README.md").read_text().split())
+    assert "sequence of 32 tokens, the prediction head included on 10 of them" in text
+    content = json.loads(evaluation_file.read_text())
+    del content["predicted_tokens_per_sequence"]  # a file from before the head was counted
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(content))
+    (folder,) = export(
+        elastic_folder, ["smallest"], tmp_path / "slices", evaluation=old, verify=False
+    )
+    text = " ".join((folder / "README.md").read_text().split())
+    assert "sequence of 32 tokens, the prediction head not included" in text
 
 
 def test_elastic_card_explains_budgets(elastic_folder: Path) -> None:

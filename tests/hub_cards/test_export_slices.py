@@ -87,13 +87,16 @@ def test_tokenizer_is_readable_by_both_generations(slices_folder: Path) -> None:
 def test_ladder_lists_costs_and_measurements(slices_folder: Path, lively_encoder: Any) -> None:
     content = read_json(slices_folder / "budgets.json")
     assert (content["schema_version"], content["kind"]) == (1, "budgets")
-    assert content["flops_tokens"] == 32
+    assert (content["flops_tokens"], content["flops_predicted_tokens"]) == (32, 10)
+    assert content["evaluation"]["predicted_tokens_per_sequence"] == 10
     flops = [entry["flops"] for entry in content["budgets"]]
     assert flops == sorted(flops)
     for entry in content["budgets"]:
         budget = DeltaBudget.parse(entry["budget"])
         assert entry["folder"] == budget.folder_name
         assert entry["parameters"] == budget.parameters(lively_encoder.config)
+        flops = budget.flops(lively_encoder.config, 32, predicted_tokens=10)
+        assert entry["flops"] == flops, "as the evaluation counts them: with the head"
         assert entry["bytes"] == budget.weight_bytes(lively_encoder.config)
     by_budget = {entry["budget"]: entry for entry in content["budgets"]}
     assert by_budget["0.5:2:3"]["measured"]["cross_entropy"] == pytest.approx(3.49)
@@ -110,11 +113,30 @@ def test_alias_does_not_change_the_folder(slices_folder: Path) -> None:
 def test_single_budget_goes_straight_into_output(elastic_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "small"
     assert export(elastic_folder, ["smallest"], output, single=True, verify=False) == [output]
-    assert COMPANIONS <= names(output) and "budgets.json" not in names(output)
+    assert COMPANIONS | {"budgets.json"} <= names(output)
     export(elastic_folder, ["largest"], output, single=True, verify=False)
     assert read_json(output / "nestling.json")["budget"] == "1.0:4:4"
+    assert [e["budget"] for e in read_json(output / "budgets.json")["budgets"]] == ["1.0:4:4"]
     assert names(tmp_path) == {"small"}
     assert not [name for name in names(output) if name.endswith(".py")], "stale code is gone"
+
+
+def test_single_folder_is_proven_with_what_was_measured(
+    elastic_folder: Path,
+    evaluation_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proven: list[set[str]] = []
+    monkeypatch.setattr(export_slices, "verify_folder", lambda folder: proven.append(names(folder)))
+    export(elastic_folder, ["0.5:2:3"], tmp_path / "one", evaluation=evaluation_file, single=True)
+    assert proven == [names(tmp_path / "one")] and "budgets.json" in proven[0]
+    content = read_json(tmp_path / "one" / "budgets.json")
+    assert content["kind"] == "budgets" and content["flops_tokens"] == 32
+    (entry,) = content["budgets"]
+    assert entry["budget"] == "0.5:2:3" and entry["folder"] == "w050-h02-d03"
+    assert entry["measured"]["cross_entropy"] == pytest.approx(3.49)
+    assert entry["safe_alias"] == "0.5:2:2"
 
 
 def test_state_dict_is_weights_and_configuration_only(
@@ -123,12 +145,22 @@ def test_state_dict_is_weights_and_configuration_only(
     output = tmp_path / "bare"
     for _ in range(2):
         export(elastic_folder, ["0.5:3:3"], output, format="state-dict", single=True)
-    assert names(output) == {"model.safetensors", "config.json"}
+    assert names(output) == {"model.safetensors", "config.json", "budgets.json"}
+    with pytest.raises(ExportError, match="single model"):
+        export(elastic_folder, ["smallest"], output)
     assert "auto_map" not in read_json(output / "config.json")
     model = type(lively_encoder).from_pretrained(output).eval()
     ids = torch.arange(5, 25)[None]
     expected = lively_encoder(ids, budget="0.5:3:3").logits
     assert torch.allclose(model(ids).logits, expected, atol=1e-5)
+
+
+def test_all_hidden_channels_written_as_a_number_are_no_second_budget(
+    elastic_folder: Path, tmp_path: Path
+) -> None:
+    folders = export(elastic_folder, ["1.0:4:4:32", "1.0:4:4"], tmp_path / "out", verify=False)
+    assert folders == [tmp_path / "out" / "w100-h04-d04"]
+    assert read_json(folders[0] / "nestling.json")["budget"] == "1.0:4:4"
 
 
 def test_formats(elastic_folder: Path, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi
 from nestling.hub_cards import publish
-from nestling.hub_cards.complete_folder import ExportError
+from nestling.hub_cards.complete_folder import ExportError, read_json
 from nestling.hub_cards.export_slices import export
 from nestling.hub_cards.publish import push
+from nestling.hub_cards.verify_export import verify_folder
 
 
 class Collection:
@@ -59,6 +60,33 @@ def test_one_repository_per_slice_and_one_collection(two_slices: Path) -> None:
     assert {a["item_id"] for a in items} == set(uploads)
 
 
+def test_every_repository_gets_the_ladder_and_where_its_siblings_are(
+    elastic_folder: Path, evaluation_file: Path, tmp_path: Path
+) -> None:
+    """The alias of 0.5:2:3 is 0.5:2:2: whoever has its repository must find the other one."""
+    slices = tmp_path / "slices"
+    budgets = ["0.5:2:3", "0.5:2:2"]
+    export(elastic_folder, budgets, slices, evaluation=evaluation_file, verify=False)
+    export(elastic_folder, ["1.0:4:4"], slices, format="state-dict", verify=False)
+    api: Any = RecorderApi()
+    calls = push(slices, "acme/toy", api=api, verify=False)
+    uploaded = [a for m, a in api.calls if m == "upload_folder"]
+    assert [a["repo_id"] for a in uploaded] == ["acme/toy-w050-h02-d02", "acme/toy-w050-h02-d03"]
+    for arguments in uploaded:
+        content = read_json(Path(arguments["folder_path"]) / "budgets.json")
+        assert content["kind"] == "budgets"
+        home = {entry["budget"]: entry["repository"] for entry in content["budgets"]}
+        assert home["1.0:4:4"] is None, "bare weights are not pushed"
+        alias = {entry["budget"]: entry["safe_alias"] for entry in content["budgets"]}
+        assert home[alias["0.5:2:3"]] == "acme/toy-w050-h02-d02"
+    assert any("budgets.json" in str(c) and "(2)" in str(c) for c in calls)
+    assert all("repository" not in e for e in read_json(slices / "budgets.json")["budgets"])
+    verify_folder(slices)
+    push(slices / "w050-h02-d03", "acme/other", api=api, verify=False)
+    entries = read_json(slices / "w050-h02-d03" / "budgets.json")["budgets"]
+    assert [e["repository"] for e in entries] == ["acme/toy-w050-h02-d02", "acme/other", None]
+
+
 def test_card_names_the_repository_it_is_in(two_slices: Path) -> None:
     push(two_slices, "acme/toy", api=RecorderApi(), verify=False)  # type: ignore[arg-type]
     card = (two_slices / "w050-h02-d02" / "README.md").read_text()
@@ -83,6 +111,8 @@ def test_dry_run_calls_nothing_and_lists_everything(two_slices: Path) -> None:
     for call in calls:
         inspect.signature(getattr(HfApi, call.method)).bind(api, **call.arguments)
     assert len(calls) == 9
+    assert [str(c).count("budgets.json") for c in calls if c.method == "upload_folder"] == [1, 1]
+    assert not (two_slices / "w050-h02-d02" / "budgets.json").exists()
     assert str(calls[0]).startswith("create_repo(repo_id='acme/toy-w050-h02-d02', private=False")
 
 

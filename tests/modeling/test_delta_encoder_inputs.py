@@ -1,11 +1,15 @@
 """Inputs that do not fit are refused instead of computing something else."""
 
+import re
+from typing import Any
+
 import pytest
 import torch
 from nestling.configuration.configuration_delta_encoder import DeltaEncoderConfig
 from nestling.configuration.delta_budget import DeltaBudget
 from nestling.modeling.delta_encoder_heads import (
     DeltaEncoderForMaskedLM,
+    DeltaEncoderForSequenceClassification,
     DeltaEncoderForTokenClassification,
 )
 from nestling.modeling.families import FAMILIES
@@ -26,6 +30,108 @@ def test_labels_must_lie_on_the_tokens(shape: tuple[int, ...]) -> None:
     ):
         with pytest.raises(ValueError, match=r"labels have shape .*, the tokens \(2, 10\)"):
             call()
+
+
+def _heads() -> dict[str, Any]:
+    config = DeltaEncoderConfig(**CONFIG, num_labels=3)
+    classes = {
+        "masked_lm": DeltaEncoderForMaskedLM,
+        "tokens": DeltaEncoderForTokenClassification,
+        "rows": DeltaEncoderForSequenceClassification,
+    }
+    return {name: each(config).eval() for name, each in classes.items()}
+
+
+@pytest.mark.parametrize("label", [96, 3, -1, -101])
+@pytest.mark.parametrize("head", ["masked_lm", "tokens", "rows"])
+def test_labels_out_of_range_are_named(head: str, label: int) -> None:
+    model = _heads()[head]
+    classes = CONFIG["vocab_size"] if head == "masked_lm" else 3
+    labels = torch.tensor([0, -100]) if head == "rows" else torch.full_like(IDS, -100)
+    labels.view(-1)[:2] = torch.tensor([0, label])
+    if 0 <= label < classes:
+        assert torch.isfinite(model(IDS, labels=labels).loss)
+        return
+    with pytest.raises(ValueError, match=rf"^label {label} is not in 0\.\.{classes - 1}; use -100"):
+        model(IDS, labels=labels)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_labels_out_of_range_are_named_on_every_path_of_the_masked_lm(sparse: bool) -> None:
+    config = DeltaEncoderConfig(**CONFIG, sparse_prediction=sparse)
+    model = DeltaEncoderForMaskedLM(config)
+    labels = torch.full_like(IDS, -100)
+    labels[1, 3] = config.vocab_size
+    for arguments in ({}, {"budgets": (DeltaBudget.full(config),)}, {"num_items_in_batch": 4}):
+        with pytest.raises(ValueError, match=r"^label 96 is not in 0\.\.95"):
+            model(IDS, labels=labels, **arguments)
+
+
+ROW_LABELS = [
+    (torch.zeros(3, dtype=torch.long), r"shape \(3,\) .*single_label\w* .* needs \(2,\)"),
+    (torch.zeros(2, 1, dtype=torch.long), r"shape \(2, 1\) .*single_label\w* .* needs \(2,\)"),
+    (torch.zeros(2), r"shape \(2,\) .*multi_label\w* .* needs \(2, 3\)"),
+    (torch.zeros(2, 4), r"shape \(2, 4\) .*multi_label\w* .* needs \(2, 3\)"),
+    (torch.full((2,), -100), "every label is -100"),
+]
+
+
+@pytest.mark.parametrize(("labels", "message"), ROW_LABELS)
+def test_labels_must_fit_the_rows(labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        _heads()["rows"](IDS, labels=labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_targets_of_a_regression_must_fit_the_rows() -> None:
+    model = DeltaEncoderForSequenceClassification(DeltaEncoderConfig(**CONFIG, num_labels=1)).eval()
+    losses = [model(IDS, labels=torch.ones(shape)).loss for shape in ((2,), (2, 1))]
+    assert torch.equal(*losses)
+    with pytest.raises(ValueError, match=r"shape \(3,\) .*regression .* needs \(2,\)"):
+        model(IDS, labels=torch.ones(3))
+
+
+@pytest.mark.parametrize("head", ["masked_lm", "tokens", "rows"])
+def test_positions_of_another_shape_are_refused(head: str) -> None:
+    model = _heads()[head]
+    for shape in ((2, 9), (3, 10), (10,), (2, 1)):
+        message = rf"position_ids has shape {re.escape(str(shape))}, the input \(2, 10\)"
+        with pytest.raises(ValueError, match=message):
+            model(IDS, position_ids=torch.zeros(shape, dtype=torch.long))
+    counted = torch.arange(10)
+    expected = model(IDS).logits
+    for positions in (counted[None], counted.expand(2, 10)):
+        assert torch.equal(model(IDS, position_ids=positions).logits, expected)
+
+
+@pytest.mark.parametrize("head", ["masked_lm", "tokens", "rows"])
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_ids": IDS[:, :0]}, r"input_ids has shape \(2, 0\).* 1 row of 1 token or more"),
+        ({"input_ids": IDS[:0]}, r"input_ids has shape \(0, 10\), which is empty"),
+        ({"inputs_embeds": torch.zeros(2, 0, 32)}, r"shape \(2, 0, 32\), which is empty"),
+        ({"input_ids": IDS[0]}, r"input_ids has shape \(10,\), not \(batch, tokens\)"),
+        ({"inputs_embeds": torch.zeros(10, 32)}, r"\(10, 32\), not \(batch, tokens, 32\)"),
+        ({}, "exactly one of input_ids and inputs_embeds"),
+    ],
+)
+def test_inputs_without_tokens_or_rows_are_refused(
+    head: str, inputs: dict[str, torch.Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        _heads()[head](**inputs)
+
+
+def test_a_budget_of_all_hidden_channels_compiles_and_is_the_full_one() -> None:
+    model = _heads()["masked_lm"]
+    model.set_budget("1.0:4:4:32")
+    assert model.active_budget == DeltaBudget(1.0, 4, 4)
+    assert model.slice("1.0:4:4:32").config.sliced_from == "1.0:4:4"
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    positions = torch.arange(10)[None]
+    got = compiled(IDS, position_ids=positions, budget=DeltaBudget(1.0, 4, 4, 32)).logits
+    torch.testing.assert_close(got, model(IDS, position_ids=positions).logits)
 
 
 def test_embeddings_of_another_width_are_refused() -> None:

@@ -30,7 +30,7 @@ def make_evaluation(shift: float = 0.0, seed: int = 0) -> dict[str, Any]:
     noise = random.Random(seed)
     entries = []
     for budget in budgets:
-        flops = budget.flops(config, 128)
+        flops = budget.flops(config, 128, predicted_tokens=38)
         loss = 4.0 - 0.4 * math.log(flops / 1e7) + noise.uniform(-0.03, 0.05) + shift
         entries.append(
             {
@@ -43,6 +43,7 @@ def make_evaluation(shift: float = 0.0, seed: int = 0) -> dict[str, Any]:
                 "ece": 0.02,
                 "nll": loss,
                 "parameters": budget.parameters(config),
+                "trunk_flops": budget.flops(config, 128),
                 "flops": flops,
                 "bytes": budget.weight_bytes(config),
                 "latency_ms": {"median": flops / 1e7, "p25": flops / 1.1e7, "p75": flops / 0.9e7},
@@ -58,6 +59,7 @@ def make_evaluation(shift: float = 0.0, seed: int = 0) -> dict[str, Any]:
         "environment": environment_block([0]),
         "data": {"name": "example"},
         "sequence_length": 128,
+        "predicted_tokens_per_sequence": 38,
         "budgets": entries,
         "summary": {
             "autc": 0.2,

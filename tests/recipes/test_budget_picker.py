@@ -75,6 +75,28 @@ def test_another_machine_is_measured_again(example_evaluation, tiny_delta_encode
     assert 0 < chosen.milliseconds < 1e6
 
 
+@pytest.mark.parametrize("kind", ["evaluation", "budgets"])
+def test_what_is_measured_is_what_the_file_counts(
+    example_evaluation, tiny_delta_encoder, tmp_path, monkeypatch, kind
+):
+    tiny_delta_encoder.save_pretrained(tmp_path)
+    content = example_evaluation()
+    content["environment"]["machine"]["cpu"] = "Babbage Engine"
+    context = {key: value for key, value in content.items() if key != "budgets"}
+    if kind == "budgets":
+        rows = [{**entry, "measured": entry} for entry in content["budgets"]]
+        content = {"schema_version": 1, "kind": "budgets", "budgets": rows, "evaluation": context}
+    work = []
+
+    def measure(model, budgets, sequence_length, predicted_tokens):
+        work.append((sequence_length, predicted_tokens))
+        return {budget: {"median": 1.0} for budget in budgets}
+
+    monkeypatch.setattr("nestling.recipes.delta_encoder.budget_latency.measure_latency", measure)
+    pick(content, max_ms=1e6, measure=tmp_path)
+    assert work == [(128, 38)]
+
+
 def test_exported_ladder(example_evaluation):
     content = example_evaluation()
     kept = content["budgets"][:3]

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from nestling.configuration.budget import BudgetError
 from nestling.recipes import cli
+from nestling.recipes.bench.bench_report import gate
 from nestling.recipes.budget_picker import Pick
 from nestling.recipes.cli_errors import GateError
 from nestling.recipes.console import show_rows
@@ -305,6 +306,43 @@ def test_push_compile_pick_and_bench_call_their_seams(
     shown = capsys.readouterr().out
     for text in ("create_repo(org/name)", "static", "0.5:2:2", "2.5"):
         assert text in shown
+
+
+def fake_suite(name: str, ratio: float) -> ModuleType:
+    suite = ModuleType(name)
+    summary = {"gain": gate(ratio, 4.0, at_least=True), "cost": gate(1.5, 2.7, at_least=False)}
+    suite.__dict__["run"] = lambda output: {"suite": name, "results": [], "summary": summary}
+    return suite
+
+
+@pytest.mark.parametrize(
+    ("options", "ratios", "code", "shown_on"),
+    [
+        (["--gate"], (3.5, 1.25), 5, "err"),
+        ([], (3.5, 1.25), 0, "out"),
+        (["--gate"], (4.0, 9.0), 0, None),
+        ([], (4.0, 9.0), 0, None),
+    ],
+)
+def test_bench_names_missed_targets_and_gates_on_them(
+    options: list[str],
+    ratios: tuple[float, float],
+    code: int,
+    shown_on: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    suites = {name: fake_suite(name, r) for name, r in zip(("one", "two"), ratios, strict=True)}
+    monkeypatch.setattr("nestling.recipes.bench_catalogue.bench_module", suites.__getitem__)
+    assert cli._run(["bench", "one", "two", "--output", str(tmp_path), *options]) == code
+    printed = capsys.readouterr()
+    line = (
+        "missed targets: one, gain: 3.5, target at least 4; two, gain: 1.25, target at least 4\n"
+    )
+    assert printed.err == (f"nestling: error: {line}" if shown_on == "err" else "")
+    assert (line in printed.out) == (shown_on == "out")
+    assert ("missed targets" in printed.out) == (shown_on == "out")
 
 
 def test_doctor_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from nestling.configuration.budget import BudgetError
 from nestling.configuration.delta_budget import DeltaBudget
-from nestling.recipes.cli_errors import DataError, ModelFolderError
+from nestling.recipes.cli_errors import DataError, ModelFolderError, UsageError
+from nestling.recipes.console import show_rows
 from nestling.recipes.data.corpus import build_data
 from nestling.recipes.data.documents import DataError as DocumentsError
-from nestling.recipes.delta_encoder.budget_latency import standalone_trunk
+from nestling.recipes.delta_encoder import budget_latency
+from nestling.recipes.delta_encoder.budget_latency import standalone_slice
 from nestling.recipes.delta_encoder.budget_scoring import group_by_trunk, score_budgets
 from nestling.recipes.delta_encoder.build import build_model
 from nestling.recipes.delta_encoder.evaluate import (
@@ -19,8 +21,9 @@ from nestling.recipes.delta_encoder.evaluate import (
     run_full_evaluation,
 )
 from nestling.recipes.delta_encoder.evaluation_files import write_evaluation
-from nestling.recipes.delta_encoder.evaluation_inputs import evaluation_loader, open_run
+from nestling.recipes.delta_encoder.evaluation_inputs import evaluation_loader, open_run, split_rows
 from nestling.recipes.delta_encoder.evaluation_table import (
+    console_rows,
     csv_table,
     ladder_rows,
     markdown_table,
@@ -29,6 +32,7 @@ from nestling.recipes.recipe_loader import load_recipe, save_recipe
 from nestling.trainers.masked_lm_collator import MaskedLMCollator
 from nestling.trainers.metrics.calibration import expected_calibration_error
 from nestling.trainers.metrics.monotonicity import monotone_safe_alias, nested_pairs
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def random_rows(count, seed=0):
@@ -89,8 +93,35 @@ def test_every_number_against_a_plain_loop(model):
         assert entry["parameters"] == sum(p.numel() for p in sliced.parameters())
         assert entry["bytes"] == 4 * entry["parameters"]
         budget = DeltaBudget.parse(entry["budget"])
-        assert entry["flops"] == budget.flops(model.config, 16)
+        assert entry["trunk_flops"] == budget.flops(model.config, 16)
+        predicted = report["predicted_tokens_per_sequence"]
+        assert entry["flops"] == budget.flops(model.config, 16, predicted_tokens=predicted)
         assert entry["folder"] == budget.folder_name
+
+
+def test_the_head_counts_at_the_share_of_tokens_that_are_predicted(model):
+    batches = list(loader())
+    labelled = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    real = sum(int((batch["attention_mask"] != 0).sum()) for batch in batches)
+    assert any((batch["attention_mask"] == 0).any() for batch in batches)  # padding does not count
+    for length in (16, 60):
+        report = evaluate(model, sequence_length=length)
+        assert report["data"]["predicted_share"] == pytest.approx(labelled / real, abs=1e-6)
+        assert report["predicted_tokens_per_sequence"] == round(length * labelled / real) > 0
+    low, high = report["summary"]["autc_anchors"]
+    flops = {entry["budget"]: entry["flops"] for entry in report["budgets"]}
+    assert (low, high) == (flops["0.5:2:2"], flops["1.0:4:4"])
+
+
+def test_a_narrower_hidden_width_has_a_cheaper_head(model):
+    entries = evaluate(model, budgets=["1.0:4:4", "1.0:4:4:16"])["budgets"]
+    heads = [entry["flops"] - entry["trunk_flops"] for entry in entries]
+    assert 0 < heads[1] < heads[0]
+
+
+def test_the_middle_does_not_depend_on_the_evaluation(model):
+    names = [evaluate(model, sequence_length=n)["summary"]["middle"] for n in (4, 60)]
+    assert names[0] == names[1]
 
 
 def test_summary(model):
@@ -108,6 +139,8 @@ def test_summary(model):
     assert counts["raw_violations"] == len(wrong) > 0  # random weights are not monotone
     assert 0 <= counts["significant_violations"] <= counts["raw_violations"]
     assert counts["alias_violations"] == 0
+    assert counts["alias_violations_calibration"] is None  # no rows were held out
+    assert report["data"]["aliases_chosen_on"] == "evaluation rows"
     alias = monotone_safe_alias(budgets, list(losses.values()))
     assert [entry["safe_alias"] for entry in entries] == [str(budgets[i]) for i in alias]
     assert summary["smallest"] == "0.5:2:2"
@@ -159,7 +192,14 @@ def test_held_out_rows_choose_aliases_and_temperatures(model):
         confidences += z.softmax(-1).max(-1).values.tolist()
     expected = expected_calibration_error(confidences, hits)
     assert largest["ece_after_temperature"] == pytest.approx(expected, abs=1e-4)
-    assert report["data"]["aliases_chosen_on"] == "held-out rows"
+    assert report["data"]["aliases_chosen_on"] == "calibration rows"
+    assert report["data"]["calibration_rows"] == 30
+    counts = report["summary"]["monotonicity"]
+    assert counts["alias_violations_calibration"] == 0  # by construction
+    losses = {entry["budget"]: entry["cross_entropy"] for entry in report["budgets"]}
+    served = [losses[entry["safe_alias"]] for entry in report["budgets"]]
+    wrong = sum(served[j] > served[i] for i, j in nested_pairs(held_out.budgets))
+    assert counts["alias_violations"] == wrong
 
 
 def test_one_trunk_pass_serves_all_depths(model):
@@ -183,16 +223,35 @@ def test_the_mode_of_the_model_is_restored(model):
     assert first["budgets"] == second["budgets"]  # dropout was off
 
 
-def test_latency_is_that_of_the_standalone_trunk(model):
+def test_latency_is_that_of_the_standalone_slice(model):
     report = evaluate(model, budgets=["smallest", "largest"], latency=True)
     for entry in report["budgets"]:
         times = entry["latency_ms"]
         assert 0 < times["p25"] <= times["median"] <= times["p75"]
-    trunk = standalone_trunk(model.model, DeltaBudget.parse("0.5:2:2"))
-    assert len(trunk.layers) == 2
-    assert trunk.layers[0].mlp.up.weight.shape == (24, 32)
+    sliced = standalone_slice(model, DeltaBudget.parse("0.5:2:2"))
+    assert len(sliced.model.layers) == 2
+    assert sliced.model.layers[0].mlp.up.weight.shape == (24, 32)
     # The table is shared, not copied, and the nested model is untouched.
-    assert trunk.embeddings.token.weight is model.model.embeddings.token.weight
+    assert sliced.model.embeddings.token.weight is model.model.embeddings.token.weight
+    assert sliced.decoder.weight is model.decoder.weight
+
+
+def test_what_is_timed_is_what_the_flops_count(model, monkeypatch):
+    counted = {}
+
+    def count(actions, rounds, warmup):
+        for name, action in actions.items():
+            with FlopCounterMode(display=False) as counter:
+                action()
+            counted[name] = counter.get_total_flops()
+        return time_interleaved(actions, rounds, warmup=warmup)
+
+    model.set_attn_implementation("eager")  # the counter does not see fused attention on a CPU
+    time_interleaved = budget_latency.time_interleaved
+    monkeypatch.setattr(budget_latency, "time_interleaved", count)
+    report = evaluate(model, budgets=["0.5:2:2", "1.0:4:4", "0.5:3:3:16"], latency=True)
+    assert report["predicted_tokens_per_sequence"] > 0
+    assert counted == {entry["budget"]: entry["flops"] for entry in report["budgets"]}
 
 
 def test_errors(model):
@@ -225,11 +284,48 @@ def test_files_and_tables(model, tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {f"metrics.{suffix}" for suffix in ("json", "md", "csv", "png", "svg")}
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == report
-    assert rows == ladder_rows(report)
+    assert rows == console_rows(report)
     assert "ms" not in rows[0]  # latency was off
+    assert "ECE at T" not in ladder_rows(report)[0]  # no temperature was fitted
     assert [row["MFLOPs"] for row in rows] == sorted(row["MFLOPs"] for row in rows)
     assert len(markdown_table(report).splitlines()) == 2 + 27
     assert len(csv_table(report).splitlines()) == 1 + 27
+
+
+def test_the_console_table_fits_100_columns(model, monkeypatch, capsys):
+    report = evaluate(model, calibration_loader=loader(count=30, seed=7), latency=True)
+    monkeypatch.setattr("nestling.recipes.console.PIPE_WIDTH", 300)
+    show_rows("ladder", console_rows(report))
+    printed = capsys.readouterr().out
+    assert "ECE at T" in printed and "ms" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("count", [2, 3, 17, 300, 1133])
+def test_rows_are_held_out_in_blocks(count):
+    held_out, measured = split_rows(count, 0.5)
+    assert sorted(held_out + measured) == list(range(count))
+    assert abs(len(held_out) - len(measured)) <= 8
+    assert (held_out, measured) == split_rows(count, 0.5)
+    if count > 200:
+        # Both halves, and the first rows of each, are like all rows: those are stored by falling
+        # document length.
+        for part in (held_out, measured):
+            assert sum(part) / len(part) == pytest.approx(count / 2, rel=0.05)
+            assert max(part[:80]) - min(part[:80]) > 0.5 * count
+        # Pieces of one long document lie in neighbouring rows.
+        known = set(held_out)
+        cuts = sum((row in known) != (row + 1 in known) for row in range(count - 1))
+        assert cuts <= count / 8
+
+
+def test_shares_of_the_held_out_rows(caplog):
+    assert split_rows(50, 0.0) == ([], list(range(50)))
+    assert len(split_rows(800, 0.25)[0]) == 200
+    assert all(len(part) >= 1 for part in split_rows(2, 0.99))
+    assert not caplog.records
+    assert split_rows(1, 0.5) == ([], [0])
+    assert len(caplog.records) == 1 and "validation_fraction" in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -266,10 +362,44 @@ def test_a_finished_run_finds_its_data(run_folder, tmp_path):
     assert report["data"]["split"] == "validation"
     assert report["data"]["path"] == "text.txt"  # the name, not where it lay on this machine
     assert report["data"]["manifest"]["source"]
+    assert report["data"]["calibration_fraction"] == 0.5
+    assert report["data"]["aliases_chosen_on"] == "calibration rows"
+    rows_of = report["data"]["manifest"]["counts"]["validation"]["rows"]
+    assert report["data"]["rows"] + report["data"]["calibration_rows"] == rows_of
+    assert report["summary"]["monotonicity"]["alias_violations_calibration"] == 0
+    assert all(entry["temperature"] > 0 for entry in report["budgets"])
+    assert {"ECE", "ECE at T"} <= set(rows[0])
     evaluate_folder(run_folder, tmp_path / "b.json", budgets=["smallest"])  # output_dir works too
     again = json.loads((tmp_path / "b.json").read_text())["budgets"]
     smallest = [e for e in report["budgets"] if e["budget"] == again[0]["budget"]]
     assert [e["cross_entropy"] for e in again] == [e["cross_entropy"] for e in smallest]
+
+
+def test_calibration_rows_are_not_evaluated(run_folder):
+    run = open_run(run_folder, ["evaluation.batches=null"])
+    parts = [
+        {tuple(row) for batch in part for row in batch["input_ids"].tolist()}
+        for part in (run.loader, run.calibration_loader)
+    ]
+    assert all(parts) and not parts[0] & parts[1]
+    run = open_run(run_folder, ["evaluation.batches=1", "evaluation.batch_size=2"])
+    assert [len(run.loader), len(run.calibration_loader)] == [1, 1]  # the limit holds for each
+
+
+def test_fraction_0_evaluates_and_chooses_on_all_rows(run_folder, tmp_path):
+    rows = evaluate_folder(
+        run_folder, tmp_path / "a.json", ["evaluation.calibration_fraction=0"], ["smallest"]
+    )
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["data"]["aliases_chosen_on"] == "evaluation rows"
+    assert report["data"]["calibration_fraction"] == report["data"]["calibration_rows"] == 0
+    assert "temperature" not in report["budgets"][0] and "ECE at T" not in rows[0]
+
+
+@pytest.mark.parametrize("fraction", [1.0, -0.1])
+def test_a_fraction_out_of_range_is_refused(fraction):
+    with pytest.raises(UsageError, match=r"calibration_fraction.*\[0, 1\)"):
+        load_recipe(["recipe=delta_encoder/tiny", f"evaluation.calibration_fraction={fraction}"])
 
 
 def test_other_text_is_numbered_by_the_tokenizer_of_the_model(run_folder, tmp_path):

@@ -53,6 +53,15 @@ def test_labels_cover_nothing(example_evaluation, tmp_path, monkeypatch, quality
         assert not any(box.contains(x, y) for box in boxes[:3])
 
 
+def test_the_axis_says_what_is_counted(example_evaluation, tmp_path):
+    content = example_evaluation()
+    _, drawn = plot_ladder(content, tmp_path / "x.json")
+    assert "sequence of 128 tokens, head on 38" in drawn.read_text()
+    del content["predicted_tokens_per_sequence"]  # a file from before the head was counted
+    _, drawn = plot_ladder(content, tmp_path / "y.json")
+    assert "sequence of 128 tokens, without the head" in drawn.read_text()
+
+
 def test_a_single_budget_and_missing_numbers(example_evaluation, tmp_path):
     content = example_evaluation()
     only = content["summary"]["largest"]

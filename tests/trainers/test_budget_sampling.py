@@ -1,6 +1,7 @@
 """Sandwich sampling over a 27-budget lattice."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import astuple, dataclass
 from itertools import product
 
 import pytest
@@ -26,56 +27,99 @@ FLOPS = [box.depth * (box.width * 10 + box.heads * 7) for box in LATTICE]
 LARGEST, SMALLEST = Box(4, 3, 9), Box(2, 1, 3)
 
 
-def test_largest_first_smallest_second_all_distinct() -> None:
-    """At every step."""
-    sampler = SandwichSampler(LATTICE, FLOPS, budgets_per_step=4)
-    for step in range(100):
+def trunk_of(box: Box) -> tuple[int, int]:
+    """Boxes that differ only in depth."""
+    return (box.width, box.heads)
+
+
+def sandwich(budgets: list[Box], budgets_per_step: int = 4, seed: int = 0) -> SandwichSampler[Box]:
+    """A sampler whose FLOPs follow from the axes."""
+    flops = [box.depth * (box.width * 10 + box.heads * 7) for box in budgets]
+    return SandwichSampler(budgets, flops, budgets_per_step, seed, trunk_of=trunk_of)
+
+
+def middle_counts(sampler: SandwichSampler[Box], steps: range) -> Counter[Box]:
+    """How often each budget beside the ends is drawn."""
+    return Counter(box for step in steps for box in sampler.sample(step)[2:])
+
+
+# Beside the lattice: trunks of one depth each, and one of them holds the smallest budget.
+EXTRA = [*LATTICE, Box(1, 1, 3), Box(5, 4, 9), Box(3, 4, 6), Box(4, 4, 6)]
+# Nothing but trunks of one depth.
+CHAIN = [Box(size, size, size) for size in range(1, 9)]
+
+
+@pytest.mark.parametrize("lattice", [LATTICE, EXTRA, CHAIN], ids=["full", "extra", "chain"])
+@pytest.mark.parametrize("per_step", [3, 4, 5, 6])
+def test_every_step_has_the_ends_and_as_many_budgets_as_asked(
+    lattice: list[Box], per_step: int
+) -> None:
+    """Whatever the trunks: the ends first, none twice, never fewer."""
+    sampler = sandwich(lattice, per_step)
+    ends = (max(lattice, key=astuple), min(lattice, key=astuple))
+    for step in range(5 * len(lattice)):
         budgets = sampler.sample(step)
-        assert budgets[:2] == (LARGEST, SMALLEST)
-        assert len(set(budgets)) == 4
+        assert budgets[:2] == ends
+        assert len(set(budgets)) == len(budgets) == per_step
+
+
+@pytest.mark.parametrize("lattice", [LATTICE, EXTRA, CHAIN], ids=["full", "extra", "chain"])
+@pytest.mark.parametrize("per_step", [3, 4, 5, 6])
+def test_budgets_in_between_are_drawn_equally_often(lattice: list[Box], per_step: int) -> None:
+    """Exactly, in every round of as many steps as there are; nearly, wherever one stops."""
+    sampler = sandwich(lattice, per_step)
+    middle = set(lattice) - set(sampler.sample(0)[:2])
+    each = per_step - 2
+    for round_ in range(6):
+        steps = range(round_ * len(middle), (round_ + 1) * len(middle))
+        assert middle_counts(sampler, steps) == dict.fromkeys(middle, each)
+    counts = Counter(dict.fromkeys(middle, 0))
+    for step in range(10 * len(middle) + len(middle) // 2):
+        counts.update(sampler.sample(step)[2:])
+        assert max(counts.values()) - min(counts.values()) <= each
+    assert max(counts.values()) / min(counts.values()) <= 11 / 10
+
+
+def test_the_middle_shares_one_pass() -> None:
+    """Two budgets beside the ends, equal but for depth, so a step runs three trunks at most."""
+    sampler = sandwich(LATTICE)
+    for step in range(100):
+        assert len({trunk_of(box) for box in sampler.sample(step)[2:]}) == 1
+
+
+def test_only_trunks_too_short_for_a_step_are_mixed() -> None:
+    """Each of the two trunks of one depth joins one other, or both each other."""
+    sampler = sandwich(EXTRA)
+    short = {Box(3, 4, 6), Box(4, 4, 6)}
+    for step in range(200):
+        middle = set(sampler.sample(step)[2:])
+        assert len({trunk_of(box) for box in middle}) == (2 if middle & short else 1)
 
 
 def test_pure_function_of_seed_and_step() -> None:
-    """Any order of calls, any order of the input; another seed differs."""
+    """Any order of calls, any order of the input; another seed and another round differ."""
     steps = list(range(60))
-    first = [SandwichSampler(LATTICE, FLOPS, seed=3).sample(step) for step in steps]
-    turned = SandwichSampler(LATTICE[::-1], FLOPS[::-1], seed=3)
+    first = [sandwich(EXTRA, seed=3).sample(step) for step in steps]
+    turned = sandwich(EXTRA[::-1], seed=3)
     keyed = {step: turned.sample(step) for step in reversed(steps)}
     assert [keyed[step] for step in steps] == first
-    assert [SandwichSampler(LATTICE, FLOPS, seed=4).sample(step) for step in steps] != first
-
-
-@pytest.mark.parametrize(("per_step", "within"), [(3, 25), (4, 13), (5, 9), (27, 1)])
-def test_every_budget_is_reached(per_step: int, within: int) -> None:
-    """In as many first steps as the longest stratum has budgets; in any 2m - 1 steps later."""
-    sampler = SandwichSampler(LATTICE, FLOPS, budgets_per_step=per_step)
-    for start, steps in ((0, within), (41, 2 * within - 1), (1000, 2 * within - 1)):
-        seen = {box for step in range(start, start + steps) for box in sampler.sample(step)}
-        assert seen == set(LATTICE)
-
-
-def test_the_middle_is_stratified_by_flops() -> None:
-    """One draw from the cheap half, one from the dear half."""
-    sampler = SandwichSampler(LATTICE, FLOPS, budgets_per_step=4)
-    cost = dict(zip(LATTICE, FLOPS, strict=True))
-    middle = sorted(cost[box] for box in LATTICE if box not in (LARGEST, SMALLEST))
-    draws = [sampler.sample(step)[2:] for step in range(50)]
-    assert max(cost[low] for low, _ in draws) <= min(cost[high] for _, high in draws)
-    assert {cost[box] for pair in draws for box in pair} == set(middle)
+    assert [sandwich(EXTRA, seed=4).sample(step) for step in steps] != first
+    assert first[:29] != first[29:58]
 
 
 def test_few_budgets() -> None:
     """One budget, one per step, and more asked for than there are."""
-    assert SandwichSampler(LATTICE, FLOPS, budgets_per_step=1).sample(0) == (LARGEST,)
-    assert SandwichSampler(LATTICE, FLOPS, budgets_per_step=2).sample(5) == (LARGEST, SMALLEST)
-    assert SandwichSampler([LARGEST], [1.0]).sample(0) == (LARGEST,)
-    assert set(SandwichSampler(LATTICE, FLOPS, budgets_per_step=99).sample(0)) == set(LATTICE)
+    assert sandwich(LATTICE, 1).sample(0) == (LARGEST,)
+    assert sandwich(LATTICE, 2).sample(5) == (LARGEST, SMALLEST)
+    assert sandwich([LARGEST]).sample(0) == (LARGEST,)
+    assert sandwich([SMALLEST, LARGEST]).sample(3) == (LARGEST, SMALLEST)
+    assert set(sandwich(LATTICE, 99).sample(0)) == set(LATTICE)
 
 
 def test_fixed_mode() -> None:
     """All budgets, largest first, at every step; they need no common smallest one."""
     chosen = [Box(2, 3, 3), Box(4, 1, 3), LARGEST]
-    sampler = SandwichSampler(chosen, [5.0, 4.0, 9.0], mode="fixed")
+    sampler = SandwichSampler(chosen, [5.0, 4.0, 9.0], mode="fixed", trunk_of=trunk_of)
     assert sampler.sample(0) == sampler.sample(17) == (LARGEST, Box(2, 3, 3), Box(4, 1, 3))
 
 
@@ -94,24 +138,4 @@ def test_fixed_mode() -> None:
 def test_arguments_are_checked(budgets: list, flops: list, options: dict, message: str) -> None:
     """Each error says what is wrong."""
     with pytest.raises(ValueError, match=message):
-        SandwichSampler(budgets, flops, **options)
-
-
-def test_with_trunks_the_middle_shares_one_pass() -> None:
-    """Two budgets beside the ends, equal but for depth, so a step runs three trunks at most."""
-    sampler = SandwichSampler(LATTICE, FLOPS, 4, trunk_of=lambda box: (box.width, box.heads))
-    for step in range(60):
-        largest, smallest, *middle = sampler.sample(step)
-        assert (largest, smallest) == (LARGEST, SMALLEST)
-        assert len({(box.width, box.heads) for box in middle}) == 1
-        assert len(set(middle)) == 2 and not {largest, smallest} & set(middle)
-
-
-def test_with_trunks_every_budget_is_reached_equally_often_per_trunk() -> None:
-    """Nine trunks: 27 rounds of nine steps give each budget of a full trunk the same share."""
-    sampler = SandwichSampler(LATTICE, FLOPS, 4, trunk_of=lambda box: (box.width, box.heads))
-    drawn = [box for step in range(9 * 27) for box in sampler.sample(step)[2:]]
-    assert set(drawn) == set(LATTICE) - {LARGEST, SMALLEST}
-    inner = {drawn.count(box) for box in LATTICE if box.width == 3}
-    assert inner == {18}
-    assert {box for step in range(18) for box in sampler.sample(step)} == set(LATTICE)
+        SandwichSampler(budgets, flops, **options, trunk_of=trunk_of)

@@ -35,10 +35,15 @@ def both_terms(distillation: float = 0.5) -> list[WeightedTerm]:
     ]
 
 
+def sandwich(widths: list[int], budgets_per_step: int) -> SandwichSampler[int]:
+    """Widths cost what they are, and no two share a pass."""
+    return SandwichSampler(widths, widths, budgets_per_step, trunk_of=lambda width: width)
+
+
 def build(folder: Path, **changes: Any) -> HookedTrainer:
     """Build the trainer on the tiny elastic model."""
     values: dict[str, Any] = {
-        "budget_sampler": SandwichSampler(BUDGETS, [float(b) for b in BUDGETS], 3),
+        "budget_sampler": sandwich(BUDGETS, 3),
         "terms": both_terms(),
     }
     return tiny_trainer(folder, DeltaEncoderTrainer, **{**values, **changes})
@@ -65,7 +70,7 @@ def test_losses_equal_a_slow_reference(tmp_path: Path) -> None:
 
 def test_distillation_does_not_train_the_largest_budget(tmp_path: Path) -> None:
     """Channels that only the in-place teacher uses get no gradient from it."""
-    trainer = build(tmp_path, budget_sampler=SandwichSampler([4, 16], [4.0, 16.0], 2))
+    trainer = build(tmp_path, planner=sandwich([4, 16], 2))
     trainer.state.max_steps = 4
     batch = collate([TinyRows()[position] for position in range(6)])
     trainer.step_losses(trainer.model, batch, 0)["distillation"].total.backward()
@@ -142,7 +147,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not know the loss term other"):
         build(tmp_path, terms=[WeightedTerm(OtherTerm(), Constant(1.0))])
     with pytest.raises(ValueError, match="needs 2 or more budgets"):
-        build(tmp_path, budget_sampler=SandwichSampler(BUDGETS, BUDGETS, 1))
+        build(tmp_path, planner=sandwich(BUDGETS, 1))
     with pytest.raises(ValueError, match="vocabulary of 30 tokens"):
         build(tmp_path, teacher=TinyMaskedLm(TinyConfig(vocab_size=30)))
     build(tmp_path, terms=both_terms()[:1], model=tiny_model())

@@ -15,7 +15,13 @@ from nestling.recipes.bench import (
     slice_speed,
 )
 from nestling.recipes.bench.bench_models import build_model, masked_batch
-from nestling.recipes.bench.bench_report import gate, summary_rows, torch_threads
+from nestling.recipes.bench.bench_report import (
+    gate,
+    missed_targets,
+    summary_rows,
+    torch_threads,
+)
+from nestling.recipes.bench.bench_settings import ModelSettings
 from nestling.recipes.bench.naive_reference import dense_then_mask_logits, naive_elastic_step
 from nestling.recipes.bench.training_steps import elastic_step as our_step
 
@@ -34,19 +40,20 @@ def check_file(path, report):
     assert report["schema_version"] == 1
     assert report["threads"] == 1
     assert report["environment"]["machine"]["cpus"] >= 1
-    assert "output" not in report["settings"]
+    assert report["settings"]["rounds"] == 1
     for result in report["results"]:
         for clock in ("wall_ms", "cpu_ms"):
             times = result[clock]
             assert 0 <= times["p25"] <= times["median"] <= times["p75"]
 
 
-def toy_model(**changes):
-    return build_model(vocab_size=64, max_length=16, seed=0, **{**SHAPE, **changes})
+def toy_model(attn_implementation="sdpa"):
+    return build_model(ModelSettings(rounds=1, vocab_size=64, **SHAPE), 16, attn_implementation)
 
 
 def test_budget_scaling(tmp_path):
-    report = budget_scaling.run(tmp_path / "x.json", **SIZE)
+    settings = budget_scaling.ScalingSettings(**SIZE)
+    report = budget_scaling.run(tmp_path / "x.json", settings)
     check_file(tmp_path / "x.json", report)
     assert len(report["results"]) == 2 * 27
     assert set(report["summary"]) == {"inference", "training"}
@@ -60,9 +67,8 @@ def test_budget_scaling(tmp_path):
 
 
 def test_elastic_step(tmp_path):
-    report = elastic_step.run(
-        tmp_path / "x.json", vocab_size=64, sampled_steps=2, bf16=True, **SIZE
-    )
+    settings = elastic_step.ElasticStepSettings(vocab_size=64, sampled_steps=2, bf16=True, **SIZE)
+    report = elastic_step.run(tmp_path / "x.json", settings)
     check_file(tmp_path / "x.json", report)
     assert len(report["results"]) == 4
     assert set(report["summary"]) == {"fp32", "bf16"}
@@ -84,9 +90,8 @@ def test_predicted_cost_of_an_elastic_step():
 
 def test_naive_step(tmp_path):
     budgets = ("1.0:4:4", "0.5:2:2")
-    report = naive_step.run(
-        tmp_path / "x.json", vocab_size=64, budgets=budgets, bf16=False, **SIZE
-    )
+    settings = naive_step.NaiveStepSettings(vocab_size=64, budgets=budgets, bf16=False, **SIZE)
+    report = naive_step.run(tmp_path / "x.json", settings)
     check_file(tmp_path / "x.json", report)
     assert [result["step"] for result in report["results"]] == ["ours fp32", "naive fp32"]
 
@@ -116,11 +121,14 @@ def test_both_steps_have_the_same_masked_lm_loss():
     assert naive == pytest.approx(ours, rel=1e-5)
 
 
+def documents(count):
+    return {"documents": count, "median_length": 10, "max_length": 64, "vocab_size": 64}
+
+
 def test_packing(tmp_path):
     size = {key: value for key, value in SIZE.items() if key not in ("sequence_length",)}
-    report = packing.run(
-        tmp_path / "x.json", documents=9, median_length=10, max_length=64, vocab_size=64, **size
-    )
+    settings = packing.PackingSettings(**documents(9), **size)
+    report = packing.run(tmp_path / "x.json", settings)
     check_file(tmp_path / "x.json", report)
     padded, batch, packed = report["results"]
     assert padded["rows"] == batch["rows"] == 9 > packed["rows"]
@@ -133,7 +141,7 @@ def test_packing(tmp_path):
 
 
 def test_all_layouts_predict_the_same_tokens():
-    pieces = packing.random_documents(7, 10, 1.0, 64, 64, seed=0)
+    pieces = packing.random_documents(packing.PackingSettings(**documents(7)))
     single = [packing.PackedRow.join([piece]) for piece in pieces]
     packed = packing.pack_pieces(pieces, 64)
 
@@ -146,7 +154,8 @@ def test_all_layouts_predict_the_same_tokens():
 
 
 def test_lengths_are_skewed_around_the_median():
-    lengths = sorted(map(len, packing.random_documents(2001, 40, 1.0, 512, 64, seed=0)))
+    settings = packing.PackingSettings(documents=2001, median_length=40, spread=1.0, max_length=512)
+    lengths = sorted(map(len, packing.random_documents(settings)))
     assert lengths[1000] == pytest.approx(40, rel=0.1)
     assert max(lengths) == 512
     assert sum(lengths) / len(lengths) > 50
@@ -154,9 +163,10 @@ def test_lengths_are_skewed_around_the_median():
 
 def test_slice_speed(tmp_path):
     size = {key: SIZE[key] for key in (*SHAPE, "rounds")}
-    report = slice_speed.run(
-        tmp_path / "x.json", vocab_size=64, budget="1.0:2:2:16", shapes=((1, 8), (2, 16)), **size
+    settings = slice_speed.SliceSpeedSettings(
+        vocab_size=64, budget="1.0:2:2:16", shapes=((1, 8), (2, 16)), **size
     )
+    report = slice_speed.run(tmp_path / "x.json", settings)
     check_file(tmp_path / "x.json", report)
     assert len(report["results"]) == 6
     for comparison in report["summary"].values():
@@ -167,9 +177,10 @@ def test_slice_speed(tmp_path):
 def test_pretokenized(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"Paragraph {i} is about nests and birds." for i in range(300)))
-    report = pretokenized.run(
-        tmp_path / "x.json", source="files", path=str(text), vocab_size=300, max_length=32, rounds=1
+    settings = pretokenized.PretokenizedSettings(
+        source="files", path=str(text), vocab_size=300, max_length=32, rounds=1
     )
+    report = pretokenized.run(tmp_path / "x.json", settings)
     check_file(tmp_path / "x.json", report)
     assert report["summary"]["prepared over on the fly"]["measured"] > 0
     assert report["results"][0]["rows"] == report["results"][1]["rows"] > 10
@@ -180,6 +191,20 @@ def test_masked_batch_labels_a_fixed_number_per_row():
     assert ((batch["labels"] >= 0).sum(dim=1) == 3).all()
     labelled = batch["labels"] >= 0
     assert torch.equal(batch["labels"][labelled], batch["input_ids"][labelled])
+
+
+def test_missed_targets_say_what_was_measured_and_wanted():
+    summary = {
+        "gain": gate(3.999, 4.0, at_least=True),
+        "cost": gate(2.8, 2.7, at_least=False),
+        "met": gate(4.0, 4.0, at_least=True),
+        "no target": {"measured": 1.0},
+        "seconds": 2.5,
+    }
+    assert missed_targets({"suite": "step", "summary": summary}) == [
+        "step, gain: 3.999, target at least 4",
+        "step, cost: 2.8, target at most 2.7",
+    ]
 
 
 def test_gate_and_threads():
