@@ -21,6 +21,14 @@ BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 HEADS = ("none", "masked_lm", "classification")
 
 
+def share_of(tokens: Any, ratio: float) -> Any:
+    """Return ``ceil(ratio x tokens)`` of a number, or of each entry of an integer tensor.
+
+    The ratio counts to six decimals, as in a budget, so that the result is exact.
+    """
+    return -(-tokens * round(ratio * 1_000_000) // 1_000_000)
+
+
 class SliceShape(NamedTuple):
     """The sizes a budget resolves to in one configuration."""
 
@@ -191,8 +199,28 @@ class DeltaBudget:
         hidden = self.hidden or config.hidden_size
         return SliceShape(hidden, self.heads, self.depth, tuple(channels))
 
+    def base_shape(self, config: Any) -> SliceShape:
+        """Resolve the part of this budget that lies in the base slice; all of it without one."""
+        whole = self.shape(config)
+        if config.base_attention_heads is None:
+            return whole
+        channels = map(min, whole.intermediate, config.base_intermediate_sizes())
+        heads = min(whole.heads, config.base_attention_heads)
+        return SliceShape(whole.hidden, heads, whole.layers, tuple(channels))
+
+    def has_routed_delta(self, config: Any) -> bool:
+        """Whether tokens are routed: some delta is left in a layer from ``routing_layer`` on."""
+        if not config.token_routing or config.routing_layer >= self.depth:
+            return False
+        whole, base = self.shape(config), self.base_shape(config)
+        first = config.routing_layer
+        return base.heads < whole.heads or base.intermediate[first:] != whole.intermediate[first:]
+
     def parameters(self, config: Any, head: str = "masked_lm") -> int:
         """Count the parameters of the slice; tied tensors count once.
+
+        Built deltas and changes of norms are worked into the weights of a slice; a preview
+        network stays where there are tokens to route.
 
         Args:
             config: a `DeltaEncoderConfig`.
@@ -212,6 +240,8 @@ class DeltaBudget:
             total += 3 * k * n + (2 * k + n) * config.mlp_bias
             total += norm * (1 if layer == 0 else 2)
         total += norm
+        if self.has_routed_delta(config):
+            total += (n + 2) * config.preview_size + 1
         if head != "none":
             total += n * n + n * config.classifier_bias + norm
         if head == "masked_lm":
@@ -227,6 +257,7 @@ class DeltaBudget:
         sequence_length: int,
         batch_size: int = 1,
         predicted_tokens: int = 0,
+        delta_ratio: float = 1.0,
     ) -> int:
         """Count the matrix-product operations of one forward pass (2 per multiply-add).
 
@@ -234,18 +265,42 @@ class DeltaBudget:
 
             2 B [ sum_l 4 T n h p + 2 T^2 h p + 3 T n k_l ] + 2 M (n^2 + n V)
 
-        Local layers are counted as full T^2: with a dense mask that is what runs.
+        Local layers are counted as full T^2: with a dense mask that is what runs. Building deltas
+        and conditioning norms, once per pass whatever the batch, is not counted; a slice does
+        neither.
+
+        Where the delta runs on K = ceil(ratio T) tokens a row, the heads and channels of a layer
+        outside the base slice cost ``2 T n h p + 2 K n h p + 2 K T h p`` (the keys and values are
+        those of all tokens) and ``3 K n k``; the preview network of m units adds ``T n m + T m``.
 
         Args:
             config: a `DeltaEncoderConfig`.
             sequence_length: T.
             batch_size: B.
             predicted_tokens: M, positions on which the masked-LM head runs (0: trunk only).
+            delta_ratio: share of the tokens that get the delta; see ``delta_token_ratio``.
+
+        Raises:
+            BudgetError: if ``delta_ratio`` is below 1 in a model that does not route tokens.
         """
-        n, heads, depth, intermediate = self.shape(config)
-        attention = heads * config.head_dim
-        layer = 4 * sequence_length * n * attention + 2 * sequence_length**2 * attention
-        trunk = depth * layer + sum(3 * sequence_length * n * k for k in intermediate)
+        tokens = sequence_length
+        whole, base = self.shape(config), self.base_shape(config)
+        n, p = whole.hidden, config.head_dim
+        if delta_ratio < 1.0 and not config.token_routing:
+            raise BudgetError(f"delta_ratio {delta_ratio} needs a model with token_routing=True")
+        is_routed = delta_ratio < 1.0 and self.has_routed_delta(config)
+        chosen = share_of(tokens, delta_ratio)
+        trunk = tokens * (n + 1) * config.preview_size if is_routed else 0
+        for layer, channels in enumerate(whole.intermediate):
+            heads = whole.heads
+            if is_routed and layer >= config.routing_layer:
+                more_heads, more_channels = heads - base.heads, channels - base.intermediate[layer]
+                heads, channels = base.heads, base.intermediate[layer]
+                if chosen:
+                    trunk += 2 * (tokens * n + chosen * n + chosen * tokens) * more_heads * p
+                    trunk += 3 * chosen * n * more_channels
+            trunk += 4 * tokens * n * heads * p + 2 * tokens**2 * heads * p
+            trunk += 3 * tokens * n * channels
         return 2 * (batch_size * trunk + predicted_tokens * n * (n + config.vocab_size))
 
     def weight_bytes(self, config: Any, dtype: str = "float32", head: str = "masked_lm") -> int:

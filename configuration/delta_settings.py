@@ -16,31 +16,42 @@ def validate_delta_settings(config: Any) -> None:
         raise ValueError(f"delta_kind {config.delta_kind!r} must be one of {kinds}")
     for name in ("delta_atoms", "delta_rank", "conditioner_size", "preview_size"):
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not _is_whole(value) or value < 1:
             raise ValueError(f"{name} {value!r} must be a whole number >= 1")
-    if not 0.0 <= config.drop_path < 1.0:
+    if not _is_number(config.drop_path) or not 0.0 <= config.drop_path < 1.0:
         raise ValueError(f"drop_path {config.drop_path!r} must be in [0, 1)")
-    ratio = config.delta_token_ratio
-    if ratio is not None and not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"delta_token_ratio {ratio!r} must be in [0, 1], or None for all tokens")
-    if (ratio is not None or config.delta_token_threshold is not None) and not config.token_routing:
-        raise ValueError(
-            "delta_token_ratio and delta_token_threshold need token_routing=True: without a "
-            "preview network nothing says which tokens get the delta"
-        )
-    if config.delta_kind == "dense" and not config.token_routing:
+    _check_choice_of_tokens(config)
+    is_divided = config.delta_kind != "dense" or config.token_routing
+    bases = (config.base_attention_heads, config.base_intermediate_size)
+    if not is_divided and bases == (None, None):
         return
     if config.attention_bias or config.mlp_bias:
         raise ValueError(
-            "attention_bias and mlp_bias must be False where the delta is built or routed "
-            f"(delta_kind {config.delta_kind!r}, token_routing {config.token_routing})"
+            "attention_bias and mlp_bias must be False where there is a base slice "
+            f"(delta_kind {config.delta_kind!r}, token_routing {config.token_routing}, "
+            f"base_attention_heads {bases[0]}, base_intermediate_size {bases[1]})"
         )
     _fill_base(config)
-    first = config.routing_layer
-    if config.token_routing and not 0 <= first < config.num_hidden_layers:
+
+
+def _check_choice_of_tokens(config: Any) -> None:
+    ratio, threshold = config.delta_token_ratio, config.delta_token_threshold
+    if ratio is not None and not (_is_number(ratio) and 0.0 <= ratio <= 1.0):
+        raise ValueError(f"delta_token_ratio {ratio!r} must be in [0, 1], or None for all tokens")
+    if threshold is not None and not _is_number(threshold):
+        raise ValueError(f"delta_token_threshold {threshold!r} must be a number, or None")
+    if not config.token_routing:
+        if ratio is not None or threshold is not None:
+            raise ValueError(
+                "delta_token_ratio and delta_token_threshold need token_routing=True: without a "
+                "preview network nothing says which tokens get the delta"
+            )
+        return
+    first, layers = config.routing_layer, config.num_hidden_layers
+    if not _is_whole(first) or not 0 <= first < layers:
         raise ValueError(
-            f"routing_layer {first!r} must be in 0..{config.num_hidden_layers - 1}: the layers "
-            "before it run on all tokens"
+            f"routing_layer {first!r} must be in 0..{layers - 1}: the layers before it run on all "
+            "tokens; choose an earlier one, or token_routing=False"
         )
 
 
@@ -50,12 +61,26 @@ def _fill_base(config: Any) -> None:
     if config.base_attention_heads is None:
         config.base_attention_heads = max(1, heads // 2)
     if config.base_intermediate_size is None:
-        config.base_intermediate_size = [max(1, size // 2) for size in channels]
-        if len(set(channels)) == 1:
-            config.base_intermediate_size = config.base_intermediate_size[0]
+        halves = [max(1, size // 2) for size in channels]
+        config.base_intermediate_size = halves[0] if len(set(halves)) == 1 else halves
     base_heads = config.base_attention_heads
-    if not 1 <= base_heads <= heads:
-        raise ValueError(f"base_attention_heads {base_heads} must be in 1..{heads}")
-    for base, size in zip(config.base_intermediate_sizes(), channels, strict=True):
-        if not 1 <= base <= size:
-            raise ValueError(f"base_intermediate_size {base} must be in 1..{size}")
+    if not _is_whole(base_heads) or not 1 <= base_heads <= heads:
+        raise ValueError(f"base_attention_heads {base_heads!r} must be in 1..{heads}")
+    base = config.base_intermediate_size
+    if isinstance(base, list | tuple) and len(base) < len(channels):
+        raise ValueError(
+            f"base_intermediate_size has {len(base)} entries for {len(channels)} layers; "
+            "give one per layer, or one number for all"
+        )
+    each = base[: len(channels)] if isinstance(base, list | tuple) else [base] * len(channels)
+    for value, size in zip(each, channels, strict=True):
+        if not _is_whole(value) or not 1 <= value <= size:
+            raise ValueError(f"base_intermediate_size {value!r} must be in 1..{size}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

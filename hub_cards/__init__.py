@@ -10,6 +10,9 @@ _HOME = {
     "verify_folder": "verify_export",
     "VerifyError": "verify_export",
     "VerifyReport": "verify_export",
+    "export_delta_pack": "delta_pack",
+    "load_delta_pack": "delta_pack",
+    "DeltaPackError": "delta_pack",
     "push": "publish",
     "make_checkpoint_loadable": "loadable_checkpoint",
 }

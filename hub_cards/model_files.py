@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from .. import __version__
 from ..modeling.families import Family
-from ..modeling.sliceable_encoder import slice_settings
 from ..modeling.modernbert_weights import (
     is_modernbert_shape,
     to_modernbert_config,
     to_modernbert_state,
 )
+from ..modeling.sliceable_encoder import slice_settings
 from .complete_folder import PRODUCER, write_json, write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -26,7 +26,7 @@ def has_native_class(config: Any, budget: Any, family: Family) -> bool:
     """Whether a stock class computes the slice at ``budget``, so that no remote code is needed."""
     if family.model_type != "delta_encoder":
         return False
-    settings = slice_settings(config, budget.shape(config), budget)
+    settings = slice_settings(config, budget)
     return is_modernbert_shape(type(config)(**{**config.to_dict(), **settings}))
 
 

@@ -9,7 +9,13 @@ from .card import write_card
 from .complete_folder import MARKER, write_json
 from .elastic_folder import ElasticModel
 from .ladder_file import SCHEMA_VERSION, flops_tokens, predicted_tokens
-from .model_files import dtype_name, has_native_class, write_native_class, write_own_class
+from .model_files import (
+    dtype_name,
+    has_native_class,
+    unique_tensors,
+    write_native_class,
+    write_own_class,
+)
 from .reference_outputs import reference_outputs, write_reference
 from .remote_code import source_commit, write_remote_code
 from .sentence_files import write_sentence_files
@@ -64,6 +70,10 @@ def write_elastic_folder(
     write_reference(folder, reference_outputs(elastic.model, None))
     description = _describe(elastic, whole, "elastic", "remote", evaluation)
     description["folder"] = elastic.name
+    # The formulas describe a slice. A nested model may store atoms, or what conditions its norms.
+    stored = unique_tensors(elastic.model).values()
+    description["parameters"] = sum(tensor.numel() for tensor in stored)
+    description["bytes"] = description["parameters"] * elastic.dtype.itemsize
     _write_companions(folder, elastic, config, description, evaluation)
 
 
@@ -76,6 +86,10 @@ def _describe(
 ) -> dict[str, Any]:
     """Return the content of ``nestling.json``; costs come from the formulas of the budget."""
     config, family = elastic.model.config, elastic.family
+    if format == "native" and config.token_routing:
+        # A stock class has no preview network.
+        off = {"delta_token_ratio": None, "delta_token_threshold": None, "token_routing": False}
+        config = type(config)(**{**config.to_dict(), **off})
     head = _HEADS.get(elastic.auto_class, "classification")
     tokens = flops_tokens(evaluation)
     predicted = predicted_tokens(evaluation) if head == "masked_lm" else 0

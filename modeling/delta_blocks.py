@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
-from ..configuration.delta_budget import SliceShape
+from ..configuration.delta_budget import DeltaBudget, SliceShape
 
 RESIDUAL_KINDS = ("output", "down")
 
@@ -63,6 +63,15 @@ class DictionaryBlock(nn.Module):
         ).flatten(2)
         return scaled @ self.atoms_in[:, :, :columns].flatten(0, 1)
 
+    def corners(self, layers: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the leading corners that `forward` reads."""
+        atoms, _, rank = self.atoms_out.shape
+        return {
+            "coefficients": (layers, atoms),
+            "atoms_out": (atoms, rows, rank),
+            "atoms_in": (atoms, rank, columns),
+        }
+
     def packed(self) -> dict[str, Tensor]:
         """Return what an upgrade pack holds: the coefficients."""
         return {"coefficients": self.coefficients}
@@ -99,6 +108,11 @@ class LowRankBlock(nn.Module):
         """Return the leading (layers, rows, columns) corner of the blocks."""
         return self.factor_out[:layers, :rows] @ self.factor_in[:layers, :, :columns]
 
+    def corners(self, layers: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the leading corners that `forward` reads."""
+        rank = self.factor_in.shape[1]
+        return {"factor_out": (layers, rows, rank), "factor_in": (layers, rank, columns)}
+
     def packed(self) -> dict[str, Tensor]:
         """Return what an upgrade pack holds: both factors."""
         return {"factor_out": self.factor_out, "factor_in": self.factor_in}
@@ -116,47 +130,48 @@ class DeltaBlocks(nn.Module):
         self.base_heads: int = config.base_attention_heads
         self.base_channels = config.base_intermediate_sizes()
         self.head_dim = config.head_dim
-        self.hidden = config.hidden_size
-        full = config.intermediate_sizes()
-        width = max(k - base for k, base in zip(full, self.base_channels, strict=True))
-        inner = (config.num_attention_heads - self.base_heads) * config.head_dim
-        shapes = {
-            "query_key_value": (3 * inner, self.hidden),
-            "output": (self.hidden, inner),
-            "up": (width, self.hidden),
-            "gate": (width, self.hidden),
-            "down": (self.hidden, width),
+        whole = DeltaBudget.full(config).shape(config)
+        self.blocks = nn.ModuleDict(
+            {
+                kind: _block(config, rows, columns, kind in RESIDUAL_KINDS)
+                for kind, (rows, columns) in self.sizes(whole).items()
+            }
+        )
+
+    def sizes(self, shape: SliceShape) -> dict[str, tuple[int, int]]:
+        """Return rows and columns of the tails a budget needs; none for an empty tail."""
+        inner = max(0, shape.heads - self.base_heads) * self.head_dim
+        channels = max(self._channels(shape))
+        sizes = {
+            "query_key_value": (3 * inner, shape.hidden),
+            "output": (shape.hidden, inner),
+            "up": (channels, shape.hidden),
+            "gate": (channels, shape.hidden),
+            "down": (shape.hidden, channels),
         }
-        self.blocks = nn.ModuleDict()
-        for kind, (rows, columns) in shapes.items():
-            if rows and columns:
-                self.blocks[kind] = _block(config, rows, columns, kind in RESIDUAL_KINDS)
+        return {kind: size for kind, size in sizes.items() if all(size)}
 
     def forward(self, shape: SliceShape) -> list[dict[str, Tensor]]:
-        """Return the tails of each kept layer, only as large as the budget needs them."""
-        heads = max(0, shape.heads - self.base_heads) * self.head_dim
-        pairs = zip(shape.intermediate, self.base_channels, strict=False)
-        extra = [max(0, channels - base) for channels, base in pairs]
-        sizes = {
-            "query_key_value": (3 * heads, shape.hidden),
-            "output": (shape.hidden, heads),
-            "up": (max(extra), shape.hidden),
-            "gate": (max(extra), shape.hidden),
-            "down": (shape.hidden, max(extra)),
-        }
+        """Return the tails of each kept layer, as large as the widest kept layer needs them."""
+        channels = self._channels(shape)
         built = {
-            kind: self.blocks[kind](shape.layers, *size)
-            for kind, size in sizes.items()
-            if kind in self.blocks and all(size)
+            kind: self.blocks[kind](shape.layers, *size) for kind, size in self.sizes(shape).items()
         }
         cut = {"up": 0, "gate": 0, "down": 1}
         return [
             {
-                kind: tail[layer].narrow(cut[kind], 0, extra[layer]) if kind in cut else tail[layer]
+                kind: tail[layer].narrow(cut[kind], 0, channels[layer])
+                if kind in cut
+                else tail[layer]
                 for kind, tail in built.items()
             }
             for layer in range(shape.layers)
         ]
+
+    def _channels(self, shape: SliceShape) -> list[int]:
+        """Return the MLP channels of each kept layer that lie outside the base slice."""
+        pairs = zip(shape.intermediate, self.base_channels, strict=False)
+        return [max(0, channels - base) for channels, base in pairs]
 
 
 def _block(config: Any, rows: int, columns: int, starts_at_zero: bool) -> nn.Module:

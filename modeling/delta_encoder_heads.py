@@ -131,7 +131,7 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
                 ``budgets`` the logits are then empty: a trainer may well meet such a batch inside
                 a larger step).
         """
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,

@@ -20,6 +20,7 @@ class Inputs(NamedTuple):
         is_real: (batch, tokens) False at padding; None if every token is real.
         plan: masks of the layers.
         tables: rotary tables of the layers.
+        device: where the input is.
     """
 
     input_ids: Tensor | None
@@ -27,6 +28,7 @@ class Inputs(NamedTuple):
     is_real: Tensor | None
     plan: Any
     tables: dict[str, Any]
+    device: torch.device
 
 
 def prepare_inputs(
@@ -69,4 +71,4 @@ def prepare_inputs(
         for name, theta in thetas.items()
         if name in config.layer_types
     }
-    return Inputs(input_ids, embeds, is_real, plan, tables)
+    return Inputs(input_ids, embeds, is_real, plan, tables, source.device)

@@ -11,6 +11,7 @@ the keys and values of the delta's heads are still those of all tokens.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -129,25 +130,30 @@ class EncoderAttention(nn.Module):
         route: TokenRoute,
     ) -> Tensor:
         """Add the delta's heads at the chosen tokens: their queries, the keys of all tokens."""
-        if not route.flat.numel():
+        if not route.columns.shape[1]:
             return mixed
         batch, tokens, hidden = hidden_states.shape
         heads, size = now.heads - self.base_heads, self.head_dim
-        whole = now.heads * size
-        weight = self.query_key_value.corner(3 * whole, hidden, now.tails.get("query_key_value"))
-        weight = weight[3 * self.base_heads * size :].view(heads, 3, size, hidden)
-        states = hidden_states @ weight[:, 1:].reshape(-1, hidden).T
+        first, last = self.base_heads * size, now.heads * size
+
+        def rows(joined: Tensor, of: slice) -> Tensor:
+            by_head = joined[3 * first : 3 * last, :hidden].view(heads, 3, size, hidden)
+            return by_head[:, of].reshape(-1, hidden)
+
+        project = partial(self.query_key_value, tail=now.tails.get("query_key_value"))
+        states = project(hidden_states, part=partial(rows, of=slice(1, 3)))
         key, value = states.view(batch, tokens, heads, 2, size).transpose(1, 2).unbind(dim=3)
-        columns = route.columns
-        picked = hidden_states.gather(1, columns[..., None].expand(-1, -1, hidden))
-        query = picked @ weight[:, 0].reshape(-1, hidden).T
+        query = project(route.gather(hidden_states), part=partial(rows, of=slice(0, 1)))
         query = query.view(batch, -1, heads, size).transpose(1, 2)
-        tables = [_rows_of(table, columns) for table in rotary]
-        mask = None if attention_mask is None else _rows_of(attention_mask, columns)
+        tables = [_rows_of(table, route.columns) for table in rotary]
+        mask = None if attention_mask is None else _rows_of(attention_mask, route.columns)
         found, _ = self._attend(rotate(query, *tables), rotate(key, *rotary), value, mask)
-        back = self.output.corner(hidden, whole, now.tails.get("output"))
-        back = back[:, self.base_heads * size :]
-        return route.add(mixed, found.flatten(2)[route.is_chosen] @ back.T)
+        delta = self.output(
+            found.flatten(2),
+            tail=now.tails.get("output"),
+            part=lambda joined: joined[:hidden, first:last],
+        )
+        return route.add(mixed, delta)
 
 
 def _rows_of(table: Tensor, columns: Tensor) -> Tensor:
@@ -190,15 +196,22 @@ class GatedMlp(nn.Module):
         self, added: Tensor, hidden_states: Tensor, now: LayerPass, route: TokenRoute
     ) -> Tensor:
         """Add the delta's channels at the chosen tokens."""
-        if not route.flat.numel():
+        if not route.columns.shape[1]:
             return added
-        hidden, base = hidden_states.shape[-1], self.base_channels
+        hidden, first, last = hidden_states.shape[-1], self.base_channels, now.channels
+
+        def rows(joined: Tensor) -> Tensor:
+            return joined[first:last, :hidden]
+
         states = route.gather(hidden_states)
-        up = self.up.corner(now.channels, hidden, now.tails.get("up"))[base:]
-        gate = self.gate.corner(now.channels, hidden, now.tails.get("gate"))[base:]
-        down = self.down.corner(hidden, now.channels, now.tails.get("down"))[:, base:]
-        inner = self.activation(states @ up.T) * (states @ gate.T)
-        return route.add(added, self.dropout(inner) @ down.T)
+        inner = self.activation(self.up(states, tail=now.tails.get("up"), part=rows))
+        inner = inner * self.gate(states, tail=now.tails.get("gate"), part=rows)
+        delta = self.down(
+            self.dropout(inner),
+            tail=now.tails.get("down"),
+            part=lambda joined: joined[:hidden, first:last],
+        )
+        return route.add(added, delta)
 
 
 class EncoderLayer(GradientCheckpointingLayer):

@@ -4,7 +4,7 @@ Classes are named by dotted strings, so that reading the table imports neither t
 transformers. This module is never exported. To add a family, add a row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +24,7 @@ class Family:
         auto_classes: Auto class name -> ``module:Class`` of the model.
         tiny: configuration values of a model small enough for tests.
         is_encoder: whether exports are sentence-transformers folders too.
+        variants: name -> what it changes in ``tiny``: settings that are tested like the plain one.
     """
 
     model_type: str
@@ -34,6 +35,7 @@ class Family:
     auto_classes: dict[str, str]
     tiny: dict[str, Any]
     is_encoder: bool
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 _HEADS = "modeling.delta_encoder_heads"
@@ -64,6 +66,19 @@ FAMILIES: dict[str, Family] = {
             "sep_token_id": 3,
         },
         is_encoder=True,
+        variants={
+            "dictionary": {
+                "delta_kind": "dictionary",
+                "delta_atoms": 3,
+                "delta_rank": 4,
+                "conditioned_norms": True,
+                "conditioner_size": 8,
+                "exit_affine": True,
+            },
+            "low_rank": {"delta_kind": "low_rank", "delta_rank": 4},
+            "routed": {"token_routing": True, "preview_size": 8, "delta_token_ratio": 0.5},
+            "drop_path": {"drop_path": 0.2},
+        },
     ),
 }
 

@@ -31,43 +31,36 @@ def freeze_corner(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return ``tensor``; the first ``shape`` entries along every axis get no gradient."""
     if shape == tuple(tensor.shape):
         return tensor.detach()
-    frozen: Tensor = _FreezeCorner.apply(tensor, shape)  # type: ignore[no-untyped-call]
+    frozen: Tensor = _FreezeCorner.apply(tensor, shape)
     return frozen
 
 
 def frozen_parameters(model: Any, smaller: DeltaBudget) -> dict[str, Tensor]:
     """Return the parameters of ``model`` for `torch.func.functional_call`, ``smaller`` frozen.
 
-    What both budgets share without being a corner (the network behind conditioned norms, and
-    atoms where ``smaller`` reaches beyond the base slice) is frozen whole.
+    The network behind conditioned norms belongs to every budget, so it is frozen whole.
 
     Args:
-        model: a nested masked LM.
+        model: a nested encoder with any head.
         smaller: the budget whose function must not change.
     """
-    config = model.config
-    shape = smaller.shape(config)
     corners = corner_shapes(model, smaller)
-    uses_delta = config.delta_kind != "dense" and (
-        shape.heads > config.base_attention_heads
-        or any(map(int.__gt__, shape.intermediate, config.base_intermediate_sizes()))
-    )
     frozen: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
-        part = name.removeprefix("model.").split(".")[0]
-        if part == "conditioner" or (part == "deltas" and uses_delta):
+        part = name.removeprefix(f"{model.base_model_prefix}.").split(".")[0]
+        if part == "conditioner":
             frozen[name] = parameter.detach()
         elif part == "exit_affine":
-            rows = torch.arange(parameter.shape[0], device=parameter.device) != shape.layers - 1
-            mask = rows.view(-1, 1, 1)
-            frozen[name] = torch.where(mask, parameter, parameter.detach())
+            depths = torch.arange(parameter.shape[0], device=parameter.device) + 1
+            is_free = (depths != smaller.depth).view(-1, 1, 1)
+            frozen[name] = torch.where(is_free, parameter, parameter.detach())
         elif name in corners:
             frozen[name] = freeze_corner(parameter, corners[name])
     return frozen
 
 
 def corner_shapes(model: Any, smaller: DeltaBudget) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights of ``smaller`` as they lie in the stored weights."""
+    """Return the shapes of the corners of stored weights that ``smaller`` is made of."""
     shapes = model._corner_shapes.get(smaller)
     if shapes is None:
         with torch.device("meta"):
@@ -77,5 +70,20 @@ def corner_shapes(model: Any, smaller: DeltaBudget) -> dict[str, tuple[int, ...]
             name: tuple(map(min, tensor.shape, stored[name].shape))
             for name, tensor in cut.named_parameters()
         }
+        shapes.update(_built_corners(model, smaller))
         model._corner_shapes[smaller] = shapes
     return shapes
+
+
+def _built_corners(model: Any, smaller: DeltaBudget) -> dict[str, tuple[int, ...]]:
+    """Return the same for the factors of built deltas."""
+    trunk = model.base_model
+    if trunk.deltas is None:
+        return {}
+    prefix = "" if trunk is model else f"{model.base_model_prefix}."
+    shape = smaller.shape(model.config)
+    return {
+        f"{prefix}deltas.blocks.{kind}.{name}": corner
+        for kind, size in trunk.deltas.sizes(shape).items()
+        for name, corner in trunk.deltas.blocks[kind].corners(shape.layers, *size).items()
+    }

@@ -19,7 +19,7 @@ its units (`reorder_by_importance`) and train the smaller budgets with the full 
 That keeps the larger model's quality at step 0; growing keeps the smaller model's.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
@@ -193,6 +193,7 @@ def grow_from_checkpoints(
     delta_from_target: bool = False,
     batches: Iterable[Mapping[str, Tensor]] | None = None,
     new_units: Literal["zero_output", "random"] = "zero_output",
+    settings: Callable[[DeltaEncoderConfig], Mapping[str, Any]] | None = None,
 ) -> GrownEncoder:
     """Grow the checkpoint ``base`` to the shape of ``target``.
 
@@ -204,6 +205,8 @@ def grow_from_checkpoints(
             `init_delta_from_target`.
         batches: for the alignment with ``target``; None aligns by weights.
         new_units: see `grow`.
+        settings: given the configuration of ``target``, returns values to change in it, such as
+            ``delta_kind``.
 
     Raises:
         ValueError: if the shapes do not nest, or there is no checkpoint to fill from.
@@ -216,6 +219,8 @@ def grow_from_checkpoints(
     small = load_encoder(base)
     larger = load_encoder(target) if delta_from_target and isinstance(target, str) else None
     config = larger.config if larger else _config_of(target)
+    if settings is not None:
+        config = type(config)(**{**config.to_dict(), **settings(config)})
     budget = small_budget(small.config, config)
     model = grow(small, config, new_units=new_units)
     if larger is not None:

@@ -131,8 +131,13 @@ def reorder_units(
         heads: one permutation per layer; unit ``heads[l][i]`` moves to place i.
         channels: the same for the MLP channels of each layer.
         hidden: one permutation of the hidden channels.
+
+    Raises:
+        ValueError: if the model has parts beside plain weights, whose units have no order of
+            their own.
     """
     trunk: Any = model.base_model
+    _require_plain(trunk)
     for layer, head_order, order in zip(trunk.layers, heads, channels, strict=True):
         head_dim = layer.attention.head_dim
         within = torch.arange(3 * head_dim)
@@ -142,6 +147,21 @@ def reorder_units(
         _permute(layer.mlp.gate, rows=order)
         _permute(layer.mlp.down, columns=order)
     _permute_hidden(model, hidden)
+
+
+def _require_plain(trunk: Any) -> None:
+    settings = {
+        f"delta_kind={trunk.config.delta_kind!r}": trunk.deltas,
+        "conditioned_norms": trunk.conditioner,
+        "exit_affine": trunk.exit_affine,
+        "token_routing": trunk.preview,
+    }
+    present = [name for name, part in settings.items() if part is not None]
+    if present:
+        raise ValueError(
+            f"a model with {', '.join(present)} cannot be reordered: those parts were trained for "
+            "the present order; reorder the plain model first and add them afterwards"
+        )
 
 
 def _permute_hidden(model: DeltaEncoderPreTrainedModel, order: Tensor) -> None:

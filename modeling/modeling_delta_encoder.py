@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
-from ..configuration.delta_budget import DeltaBudget, SliceShape
+from ..configuration.delta_budget import DeltaBudget
 from .budget_conditioning import ExitAffine, NormConditioner
 from .delta_blocks import DeltaBlocks
 from .encoder_inputs import Inputs, prepare_inputs
@@ -130,11 +130,11 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         weights: list[Any] = []
         inputs = prepare_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds)
         exits = self._run(
-            chosen.shape(self.config),
+            chosen,
             inputs,
             {chosen.depth: ()},
             kwargs,
-            self._routing(delta_tokens),
+            self._routing(chosen, delta_tokens),
             drops_paths=True,
             collected=collected,
             weights=weights,
@@ -191,28 +191,29 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             deepest = max((budgets[index] for index in members), key=lambda b: b.depth)
             wanted = {budgets[index].depth: taps[index] for index in members}
             found = self._run(
-                deepest.shape(self.config), inputs, wanted, kwargs, drops_paths=0 not in members
+                deepest, inputs, wanted, kwargs, drops_paths=0 not in members
             )
             exits.update({index: found[budgets[index].depth] for index in members})
         ordered = [exits[index] for index in range(len(budgets))]
         if routed is not None:
-            budget, ratio = routed
-            run = self._run(
-                self._checked(budget).shape(self.config),
-                inputs,
-                {budget.depth: ()},
-                kwargs,
-                Routing(ratio=ratio),
-            )
+            budget, ratio = self._checked(routed[0]), routed[1]
+            if not budget.has_routed_delta(self.config):
+                raise ValueError(
+                    f"budget {budget} has no delta to route; route a larger one, of a model with "
+                    "token_routing=True"
+                )
+            run = self._run(budget, inputs, {budget.depth: ()}, kwargs, Routing(ratio=ratio))
             ordered.append(run[budget.depth])
         return ordered
 
-    def _routing(self, delta_tokens: Tensor | None) -> Routing | None:
+    def _routing(self, budget: DeltaBudget, delta_tokens: Tensor | None) -> Routing | None:
         """Return how the configuration (or the caller) wants tokens chosen; None for all."""
         config = self.config
+        if delta_tokens is not None and not config.token_routing:
+            raise ValueError("delta_tokens needs a base slice; set token_routing=True")
+        if not budget.has_routed_delta(config):
+            return None
         if delta_tokens is not None:
-            if not config.token_routing:
-                raise ValueError("delta_tokens needs a base slice; set token_routing=True")
             return Routing(chosen=delta_tokens.bool())
         if config.delta_token_threshold is not None:
             return Routing(threshold=config.delta_token_threshold)
@@ -220,18 +221,18 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         return None if ratio is None or ratio >= 1.0 else Routing(ratio=ratio)
 
     def plan_pass(
-        self, shape: SliceShape
+        self, budget: DeltaBudget, device: torch.device
     ) -> tuple[Tensor | None, list[LayerPass], Tensor | None]:
         """Build what a pass needs: embedding norm change, layers, final norm change."""
-        layers, full = shape.layers, self.config.num_hidden_layers
-        tails = [{}] * layers if self.deltas is None else self.deltas(shape)
+        shape, full = budget.shape(self.config), self.config.num_hidden_layers
+        tails = [{}] * shape.layers if self.deltas is None else self.deltas(shape)
         passes = [
             LayerPass(shape.heads, channels, tail)
             for channels, tail in zip(shape.intermediate, tails, strict=True)
         ]
         if self.conditioner is None:
             return None, passes, None
-        changes = self.conditioner(shape)
+        changes = self.conditioner(budget, device)
         passes = [
             now._replace(
                 attention_norm=changes[index] if index else None, mlp_norm=changes[full + index]
@@ -249,7 +250,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
 
     def _run(
         self,
-        shape: SliceShape,
+        budget: DeltaBudget,
         inputs: Inputs,
         wanted: dict[int, tuple[int, ...]],
         kwargs: dict[str, Any],
@@ -258,11 +259,11 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         collected: list[Tensor] | None = None,
         weights: list[Any] | None = None,
     ) -> dict[int, Exit]:
-        """Run the first ``shape.layers`` layers.
+        """Run the layers of a budget.
 
         Args:
-            shape: what runs.
-            inputs: from `_prepare`.
+            budget: what runs.
+            inputs: from `prepare_inputs`.
             wanted: depth of each exit -> layers whose states it keeps as taps.
             kwargs: for the attention function.
             routing: how the tokens of the delta are chosen; None runs it on all.
@@ -275,20 +276,23 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
                 f"token routing needs attention {' or '.join(ROUTABLE)}, not "
                 f"{self.config._attn_implementation}: the chosen queries are gathered"
             )
-        embedding_change, passes, final_change = self.plan_pass(shape)
-        states = self.embeddings(inputs.input_ids, inputs.embeds, shape.hidden, embedding_change)
+        embedding_change, passes, final_change = self.plan_pass(budget, inputs.device)
+        hidden = budget.hidden or self.config.hidden_size
+        states = self.embeddings(inputs.input_ids, inputs.embeds, hidden, embedding_change)
         scores = chosen = route = None
         exits: dict[int, Exit] = {}
         kept_states: dict[int, Tensor] = {}
         tapped = {layer for taps in wanted.values() for layer in taps}
         for index, now in enumerate(passes):
             if routing is not None and index == self.config.routing_layer:
-                scores, chosen = choose_tokens(self.preview, states, inputs.is_real, routing)
-                route = route_tokens(chosen, scores if self.training else None)
+                scores, chosen, most = choose_tokens(
+                    self.preview, states, inputs.is_real, routing
+                )
+                route = route_tokens(chosen, scores if self.training else None, most)
             if collected is not None:
                 collected.append(states)
             kept = self._kept(states, index) if drops_paths and self.training else None
-            layer = self.layers[index]
+            layer: Any = self.layers[index]
             states, layer_weights = layer(
                 states,
                 inputs.plan.masks[layer.attention_type],

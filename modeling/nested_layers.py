@@ -4,6 +4,8 @@ Prefix nesting needs one rule only: a smaller layer is the first rows and column
 The weight is sliced *before* the product, so what is cut is not computed.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,9 +34,23 @@ class NestedLinear(nn.Linear):
         self.role = role
 
     def forward(
-        self, input: Tensor, out_features: int | None = None, tail: Tensor | None = None
+        self,
+        input: Tensor,
+        out_features: int | None = None,
+        tail: Tensor | None = None,
+        part: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Map (..., in) to (..., out_features); None keeps all stored rows."""
+        """Map (..., in) to (..., out_features); None keeps all stored rows.
+
+        Args:
+            input: (..., in).
+            out_features: rows that are used.
+            tail: what follows the stored weight, or None.
+            part: picks another part of the weight than its leading corner; the layer must not
+                have a bias. Going through this call, it finds a weight that is kept elsewhere.
+        """
+        if part is not None:
+            return F.linear(input, part(self.joined(tail)))
         out_features = out_features or self.out_features
         bias: Tensor | None = self.bias
         if bias is not None and out_features != self.out_features:
@@ -43,12 +59,20 @@ class NestedLinear(nn.Linear):
 
     def corner(self, rows: int, columns: int, tail: Tensor | None = None) -> Tensor:
         """Return the first rows and columns of the stored weight, followed by ``tail`` if given."""
-        weight: Tensor = self.weight
-        if tail is not None and self.role == "residual":
-            weight = torch.cat((weight[:rows], tail.to(weight.dtype)), dim=1)
-        elif tail is not None:
-            weight = torch.cat((weight[:, :columns], tail.to(weight.dtype)), dim=0)
+        weight = self.joined(tail)
         return weight if weight.shape == (rows, columns) else weight[:rows, :columns]
+
+    def joined(self, tail: Tensor | None) -> Tensor:
+        """Return the stored weight, cut to the side of ``tail`` that it shares and followed by it.
+
+        The shared side is that of the rows for ``role="residual"``, else that of the columns.
+        """
+        weight: Tensor = self.weight
+        if tail is None:
+            return weight
+        if self.role == "residual":
+            return torch.cat((weight[: tail.shape[0]], tail.to(weight.dtype)), dim=1)
+        return torch.cat((weight[:, : tail.shape[1]], tail.to(weight.dtype)), dim=0)
 
 
 class NestedLayerNorm(nn.LayerNorm):

@@ -9,7 +9,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
-from ..configuration.delta_budget import DeltaBudget, SliceShape
+from ..configuration.delta_budget import DeltaBudget
 from .budget_conditioning import ExitAffine
 from .delta_blocks import DictionaryBlock, LowRankBlock
 from .nested_layers import NestedLinear, leading_corner
@@ -95,10 +95,9 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
             BudgetError: if the model cannot be cut so.
         """
         budget = self._checked(budget)
-        shape = budget.shape(self.config)
         with torch.device("meta"):
             smaller = type(self)(self.sliced_config(budget))
-        state = {**self.state_dict(), **self._folded(shape)}
+        state = {**self.state_dict(), **self._folded(budget)}
         smaller.load_state_dict(
             {k: leading_corner(state[k], v.shape) for k, v in smaller.state_dict().items()},
             assign=True,
@@ -108,7 +107,7 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
 
     def sliced_config(self, budget: DeltaBudget) -> DeltaEncoderConfig:
         """Return the configuration of the slice at ``budget``."""
-        settings = slice_settings(self.config, budget.shape(self.config), budget)
+        settings = slice_settings(self.config, budget)
         config = type(self.config)(**{**self.config.to_dict(), **settings})
         config._attn_implementation = self.config._attn_implementation
         return config
@@ -120,26 +119,25 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
         options = gradient_checkpointing_kwargs or {"use_reentrant": False}
         super().gradient_checkpointing_enable(options, **kwargs)
 
-    def _folded(self, shape: SliceShape) -> dict[str, Tensor]:
+    def _folded(self, budget: DeltaBudget) -> dict[str, Tensor]:
         """Return the weights of the trunk that differ from the stored ones, by full name."""
         trunk: Any = self.base_model
         prefix = "" if trunk is self else f"{self.base_model_prefix}."
-        return {prefix + name: tensor for name, tensor in folded_weights(trunk, shape).items()}
+        return {prefix + name: tensor for name, tensor in folded_weights(trunk, budget).items()}
 
     def _checked(self, budget: DeltaBudget | str) -> DeltaBudget:
         budget = budget if isinstance(budget, DeltaBudget) else DeltaBudget.parse(budget)
         return budget.check(self.config)
 
 
-def slice_settings(
-    config: DeltaEncoderConfig, shape: SliceShape, budget: DeltaBudget
-) -> dict[str, Any]:
+def slice_settings(config: DeltaEncoderConfig, budget: DeltaBudget) -> dict[str, Any]:
     """Return the configuration values in which a slice differs from its source."""
-    settings = {
+    shape = budget.shape(config)
+    settings: dict[str, Any] = {
         "hidden_size": shape.hidden,
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.layers,
-        "intermediate_size": _one_or_list(list(shape.intermediate)),
+        "intermediate_size": _one_or_list(shape.intermediate),
         "budgets": [f"1.0:{shape.heads}:{shape.layers}"],
         "sliced_from": str(budget),
         "architectures": None,
@@ -147,27 +145,20 @@ def slice_settings(
         "conditioned_norms": False,
         "exit_affine": False,
     }
-    if not config.token_routing:
-        return {**settings, "base_intermediate_size": None, "base_attention_heads": None}
-    base = list(map(min, config.base_intermediate_sizes(), shape.intermediate))
-    heads = min(config.base_attention_heads, shape.heads)
-    routed = slice(config.routing_layer, None)
-    has_delta = heads < shape.heads or base[routed] != list(shape.intermediate)[routed]
-    if has_delta and config.routing_layer < shape.layers:
-        return {
-            **settings,
-            "base_intermediate_size": _one_or_list(base),
-            "base_attention_heads": heads,
-        }
+    if budget.has_routed_delta(config):
+        base = budget.base_shape(config)
+        settings["base_attention_heads"] = base.heads
+        settings["base_intermediate_size"] = _one_or_list(base.intermediate)
+        return settings
     return {
         **settings,
         "token_routing": False,
         "delta_token_ratio": None,
         "delta_token_threshold": None,
-        "base_intermediate_size": None,
         "base_attention_heads": None,
+        "base_intermediate_size": None,
     }
 
 
-def _one_or_list(sizes: list[int]) -> int | list[int]:
-    return sizes[0] if len(set(sizes)) == 1 else sizes
+def _one_or_list(sizes: tuple[int, ...]) -> int | list[int]:
+    return sizes[0] if len(set(sizes)) == 1 else list(sizes)

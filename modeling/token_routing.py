@@ -12,33 +12,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
+from ..configuration.delta_budget import share_of
+from .input_checks import is_traced
 from .nested_layers import NestedLinear
 
 
 class TokenRoute(NamedTuple):
-    """The tokens a delta runs on.
+    """The tokens a delta runs on: equally many places in each row, so that shapes stay fixed.
 
     Attributes:
-        columns: (batch, k) chosen positions of each row, ascending; filled up where a row has
-            fewer than the longest.
-        is_chosen: (batch, k) False for the filling.
-        flat: (chosen,) positions in the flattened batch, row by row.
-        gate: (chosen, 1) factor of value 1 through which the score of a token gets a gradient.
+        columns: (batch, k) chosen positions of each row, ascending; filled up with others where a
+            row has fewer.
+        gate: (batch, k, 1) exactly 1 for chosen positions and 0 for the filling; through it the
+            score of a chosen token gets a gradient.
     """
 
     columns: Tensor
-    is_chosen: Tensor
-    flat: Tensor
     gate: Tensor
 
     def gather(self, states: Tensor) -> Tensor:
-        """Take the chosen tokens of (batch, tokens, n): (chosen, n)."""
-        return states.flatten(0, 1).index_select(0, self.flat)
+        """Take the chosen tokens of (batch, tokens, n): (batch, k, n)."""
+        return states.gather(1, self._index(states.shape[-1]))
 
     def add(self, states: Tensor, delta: Tensor) -> Tensor:
-        """Add (chosen, n) at the chosen tokens of (batch, tokens, n)."""
+        """Add (batch, k, n) at the chosen tokens of (batch, tokens, n)."""
         weighted = (delta * self.gate.to(delta.dtype)).to(states.dtype)
-        return states.flatten(0, 1).index_add(0, self.flat, weighted).view(states.shape)
+        return states.scatter_add(1, self._index(states.shape[-1]), weighted)
+
+    def _index(self, size: int) -> Tensor:
+        return self.columns[..., None].expand(-1, -1, size)
 
 
 class Routing(NamedTuple):
@@ -85,8 +87,9 @@ def choose_by_share(scores: Tensor, is_real: Tensor, ratio: float) -> Tensor:
     Returns:
         (batch, tokens) bool.
     """
-    wanted = torch.ceil(ratio * is_real.sum(dim=1, keepdim=True) - 1e-6)
-    ranked = scores.detach().masked_fill(~is_real, -torch.inf).argsort(dim=1, descending=True)
+    wanted = share_of(is_real.sum(dim=1, keepdim=True), ratio)
+    ranked = scores.detach().masked_fill(~is_real, -torch.inf)
+    ranked = ranked.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(ranked).scatter_(
         1, ranked, torch.arange(scores.shape[1], device=scores.device).expand_as(ranked)
     )
@@ -98,25 +101,26 @@ def choose_by_threshold(scores: Tensor, is_real: Tensor, threshold: float) -> Te
     return (scores.detach() > threshold) & is_real
 
 
-def route_tokens(chosen: Tensor, scores: Tensor | None) -> TokenRoute:
-    """Turn a (batch, tokens) choice into indices; ``scores`` give the gate its gradient."""
-    tokens = chosen.shape[1]
-    counts = chosen.sum(dim=1)
-    longest = int(counts.max())
-    columns = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :longest]
-    is_chosen = torch.arange(longest, device=chosen.device) < counts[:, None]
-    starts = torch.arange(chosen.shape[0], device=chosen.device)[:, None] * tokens
-    flat = (columns + starts)[is_chosen]
-    gate = torch.ones(flat.shape[0], 1, device=chosen.device)
+def route_tokens(chosen: Tensor, scores: Tensor | None, most: int) -> TokenRoute:
+    """Turn a choice into places.
+
+    Args:
+        chosen: (batch, tokens) bool, at most ``most`` of each row.
+        scores: (batch, tokens) that get a gradient through the gate; None for no gradient.
+        most: places a row.
+    """
+    order = chosen.int().argsort(dim=1, descending=True, stable=True)
+    columns = order[:, :most]
+    gate = chosen.gather(1, columns).float()
     if scores is not None:
-        soft = torch.sigmoid(scores.flatten().index_select(0, flat)).unsqueeze(-1)
-        gate = gate + (soft - soft.detach())
-    return TokenRoute(columns, is_chosen, flat, gate)
+        soft = torch.sigmoid(scores.gather(1, columns))
+        gate = gate * (1 + (soft - soft.detach()))
+    return TokenRoute(columns, gate.unsqueeze(-1))
 
 
 def choose_tokens(
     preview: nn.Module | None, states: Tensor, is_real: Tensor | None, routing: Routing
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor | None, Tensor, int]:
     """Score the tokens and choose those of the delta.
 
     Args:
@@ -126,15 +130,31 @@ def choose_tokens(
         routing: how to choose.
 
     Returns:
-        The scores, or None where the choice is fixed, and the (batch, tokens) choice.
+        The scores, or None where the choice is fixed; the (batch, tokens) choice; and how many
+        tokens of a row it has at most.
+
+    Raises:
+        ValueError: if a fixed choice does not have the shape of the tokens.
     """
+    tokens = states.shape[1]
     if is_real is None:
         is_real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    scores: Tensor | None = None
     if routing.chosen is not None:
-        return None, routing.chosen & is_real
-    assert preview is not None
-    scores: Tensor = preview(states)
-    if routing.threshold is not None:
-        return scores, choose_by_threshold(scores, is_real, routing.threshold)
-    assert routing.ratio is not None
-    return scores, choose_by_share(scores, is_real, routing.ratio)
+        if routing.chosen.shape != states.shape[:2]:
+            raise ValueError(
+                f"delta_tokens have shape {tuple(routing.chosen.shape)}, the input "
+                f"{tuple(states.shape[:2])}; they must be equal"
+            )
+        chosen = routing.chosen & is_real
+    else:
+        assert preview is not None
+        scores = preview(states)
+        assert scores is not None
+        if routing.threshold is None:
+            assert routing.ratio is not None
+            chosen = choose_by_share(scores, is_real, routing.ratio)
+            return scores, chosen, share_of(tokens, routing.ratio)
+        chosen = choose_by_threshold(scores, is_real, routing.threshold)
+    # Traced code has fixed shapes, so every token keeps a place there.
+    return scores, chosen, tokens if is_traced() else int(chosen.sum(dim=1).max())

@@ -4,17 +4,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ..configuration.delta_budget import SliceShape
+from ..configuration.delta_budget import DeltaBudget
 
 
-def folded_weights(trunk: Any, shape: SliceShape) -> dict[str, Tensor]:
+def folded_weights(trunk: Any, budget: DeltaBudget) -> dict[str, Tensor]:
     """Return the weights of a slice that differ from the stored ones, by name.
 
     Args:
         trunk: a `DeltaEncoderModel`.
-        shape: what the slice keeps.
+        budget: what the slice keeps.
     """
-    embedding_change, passes, final_change = trunk.plan_pass(shape)
+    shape = budget.shape(trunk.config)
+    embedding_change, passes, final_change = trunk.plan_pass(budget, trunk.device)
     norms = {
         "embeddings.norm": embedding_change,
         "final_norm": trunk.final_change(final_change, shape.layers),

@@ -33,6 +33,25 @@ class ModelSection:
             with more than ModernBERT's 0.02.
         attn_implementation: sdpa, eager, flash_attention_2 or flex_attention; auto takes eager for
             bfloat16 on a CPU, where its backward pass is faster, and sdpa elsewhere.
+        base_ratio: share of the MLP channels that the base slice has, in (0, 1); what lies outside
+            the base slice is the delta.
+        base_heads: heads of the base slice; None means half.
+        delta: dense (the rest of each matrix), dictionary (built from atoms that all layers share)
+            or low_rank (two thin matrices a layer).
+        delta_atoms: atoms of each dictionary.
+        delta_rank: rank of an atom, or of the thin matrices.
+        conditioned_norms: let the gains of the norms depend on the budget.
+        exit_affine: give each depth its own change of the final norm.
+        token_routing: train a preview network that can send chosen tokens only through the delta.
+        routing_layer: layers before this one run on all tokens.
+        delta_token_ratio: share of the tokens that get the delta in the routed passes of training,
+            in (0, 1); None means 0.35. The saved model runs the delta on all tokens until its
+            configuration says otherwise.
+        drop_path: stochastic depth of the smaller budgets in training, 0 at the first layer to this
+            rate at the last, in [0, 1).
+        tap_layers: layers, counted from 0, after which budgets are compared with the largest one;
+            a budget with fewer layers is compared at the same relative depths. Empty means the
+            depths of the layers 4, 8 and 11 of 12.
     """
 
     vocab_size: int | None = None
@@ -50,6 +69,35 @@ class ModelSection:
     reorder_by_importance: bool = True
     initializer_range: float = 0.02
     attn_implementation: str = "auto"
+    base_ratio: float = 0.5
+    base_heads: int | None = None
+    delta: str = "dense"
+    delta_atoms: int = 16
+    delta_rank: int = 64
+    conditioned_norms: bool = False
+    exit_affine: bool = False
+    token_routing: bool = False
+    routing_layer: int = 1
+    delta_token_ratio: float | None = None
+    drop_path: float = 0.0
+    tap_layers: list[int] = field(default_factory=list)
+
+
+@dataclass
+class InitSection:
+    """Start from a small checkpoint inside a larger model: mini inside base inside large.
+
+    Attributes:
+        base: checkpoint to grow, a folder or a Hub name; it becomes one of the budgets, exactly.
+            None grows nothing.
+        target: checkpoint whose sizes the grown model takes, a folder or a Hub name; None takes
+            the sizes of ``model``.
+        delta_from_target: fill what lies outside ``base`` from the weights of ``target``.
+    """
+
+    base: str | None = None
+    target: str | None = None
+    delta_from_target: bool = False
 
 
 @dataclass
@@ -119,10 +167,20 @@ class TrainingSection:
         torch_compile: compile the model (needs a C++ compiler).
         logging_steps: optimizer steps between log lines.
         save_steps: optimizer steps between checkpoints.
-        eval_steps: optimizer steps between evaluations; None evaluates at the end only.
-        save_total_limit: checkpoints to keep.
+        eval_steps: optimizer steps between evaluations (mean cross-entropy of the smallest, middle
+            and largest budget); the best model becomes output_dir/best. None evaluates at the end
+            only and leaves no best/.
+        save_total_limit: checkpoints to keep; the best one is among them.
         budgets_per_step: budgets in one optimizer step.
         budget_sampling: sandwich (largest, smallest, some in between) or fixed (all).
+        three_phase: packing, residualization, calibration. The weights of ``loss`` are then those
+            of the original's phases, each in proportion to the value given.
+        phase_ratios: share of the run of each phase; three numbers that sum to 1.
+        calibration_budgets: with three_phase, the fixed list of the last phase, as quoted text, or
+            smallest, middle, largest, all.
+        survival_alpha: prefix depth dropout: budgets in between run to a random depth, and the
+            last layer fails with this chance, in [0, 1]. With three_phase it falls to 0.6 and 0.4
+            of it. None means 0.5 with three_phase and else no dropout: each runs to its own depth.
         lr_multipliers: regular expression on parameter names -> learning-rate factor.
         report_to: tracker, such as trackio, wandb or tensorboard; none switches it off.
         use_cpu: train on the CPU even where there is an accelerator.
@@ -147,6 +205,12 @@ class TrainingSection:
     save_total_limit: int = 2
     budgets_per_step: int = 4
     budget_sampling: str = "sandwich"
+    three_phase: bool = False
+    phase_ratios: list[float] = field(default_factory=lambda: [0.33, 0.33, 0.34])
+    calibration_budgets: list[str] = field(
+        default_factory=lambda: ["smallest", "middle", "largest"]
+    )
+    survival_alpha: float | None = None
     lr_multipliers: dict[str, float] = field(default_factory=dict)
     report_to: str = "none"
     use_cpu: bool = False
@@ -155,20 +219,41 @@ class TrainingSection:
 
 @dataclass
 class LossSection:
-    """Weights of the loss terms of a Delta-Matryoshka encoder.
+    """Weights of the loss terms of a Delta-Matryoshka encoder; 0 leaves a term out.
 
     Attributes:
         masked_lm_weight: weight of the masked-LM term.
-        kd_weight: weight of the distillation term; 0 switches it off.
+        kd_weight: weight of the distillation term (alpha_kd, originally 1.0).
         kd_temperature: softmax temperature of the distillation term.
         teacher: external teacher, a folder or a Hub name; None distils from the largest budget of
             the same step.
+        delta_weight: weight of the delta residual, what a larger budget adds should be what the
+            smallest lacks (beta_delta, originally 0.7).
+        mug_weight: weight of the monotone upgrade, a larger budget must not do worse on any token
+            (rho_mug, originally 0.1).
+        mug_margin: by how many nats the larger budget should do better.
+        cscf_weight: weight of the cross-scale feature alignment (zeta_cscf, originally 0.1).
+        preview_weight: weight of the regression that trains the preview network.
+        budget_penalty_weight: weight of the penalty that keeps the share of routed tokens.
+        sparsity_weight: weight of the L1 norm of dictionary coefficients (originally 1e-4).
+        orthogonality_weight: weight of the similarity of dictionary atoms.
+        packing_weight: weight of the hinge that keeps the delta from outgrowing the base slice
+            (gamma_packing, originally 1e-3).
     """
 
     masked_lm_weight: float = 1.0
     kd_weight: float = 1.0
     kd_temperature: float = 1.0
     teacher: str | None = None
+    delta_weight: float = 0.0
+    mug_weight: float = 0.0
+    mug_margin: float = 0.0
+    cscf_weight: float = 0.0
+    preview_weight: float = 0.0
+    budget_penalty_weight: float = 0.0
+    sparsity_weight: float = 0.0
+    orthogonality_weight: float = 0.0
+    packing_weight: float = 0.0
 
 
 @dataclass
@@ -217,13 +302,15 @@ class DeltaEncoderRecipe:
     """A run of the Delta-Matryoshka encoder: train, evaluate, export.
 
     Attributes:
-        output_dir: receives model/, metrics.json, events.jsonl, recipe.yaml and checkpoints.
+        output_dir: receives model/, best/ (with training.eval_steps), metrics.json, events.jsonl,
+            recipe.yaml and checkpoints.
     """
 
     family: str = "delta_encoder"
     seed: int = 0
     output_dir: str = "runs/delta_encoder"
     model: ModelSection = field(default_factory=ModelSection)
+    init: InitSection = field(default_factory=InitSection)
     data: DataSection = field(default_factory=DataSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     loss: LossSection = field(default_factory=LossSection)
@@ -238,4 +325,5 @@ Recipe = DeltaEncoderRecipe
 DATA_SOURCES = ("embedded", "files", "hub", "ecommerce")
 EXPORT_FORMATS = ("auto", "native", "remote", "state-dict")
 BUDGET_SAMPLINGS = ("sandwich", "fixed")
+DELTA_KINDS = ("dense", "dictionary", "low_rank")
 ATTENTION_IMPLEMENTATIONS = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")

@@ -11,11 +11,13 @@ from typing import Any
 from ..configuration.budget import NAMED_BUDGETS, BudgetError
 from ..configuration.delta_budget import DeltaBudget
 from .cli_errors import UsageError
+from .delta_validation import check_delta_training
 from .nearest_match import did_you_mean
 from .recipe_schema import (
     ATTENTION_IMPLEMENTATIONS,
     BUDGET_SAMPLINGS,
     DATA_SOURCES,
+    DELTA_KINDS,
     EXPORT_FORMATS,
     Recipe,
 )
@@ -27,6 +29,10 @@ _SHARES = {
     "training.warmup_ratio": "[0, 1)",
     "training.min_lr_ratio": "[0, 1]",
     "evaluation.calibration_fraction": "[0, 1)",
+    "model.base_ratio": "(0, 1)",
+    "model.delta_token_ratio": "(0, 1)",
+    "model.drop_path": "[0, 1)",
+    "training.survival_alpha": "[0, 1]",
 }
 _COUNTS = (
     "model.vocab_size model.hidden_size model.num_hidden_layers model.num_attention_heads "
@@ -35,7 +41,8 @@ _COUNTS = (
     "training.batch_size training.gradient_accumulation_steps training.logging_steps "
     "training.save_steps training.eval_steps training.save_total_limit "
     "training.budgets_per_step evaluation.batches evaluation.batch_size "
-    "evaluation.sequence_length evaluation.bootstrap_samples"
+    "evaluation.sequence_length evaluation.bootstrap_samples model.base_heads model.delta_atoms "
+    "model.delta_rank"
 ).split()
 _POSITIVE = (
     "training.lr",
@@ -45,7 +52,9 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "seed training.weight_decay training.max_grad_norm training.dataloader_num_workers "
-    "loss.masked_lm_weight loss.kd_weight"
+    "model.routing_layer loss.masked_lm_weight loss.kd_weight loss.delta_weight loss.mug_weight "
+    "loss.mug_margin loss.cscf_weight loss.preview_weight loss.budget_penalty_weight "
+    "loss.sparsity_weight loss.orthogonality_weight loss.packing_weight"
 ).split()
 
 
@@ -62,6 +71,7 @@ def validate(recipe: Recipe) -> None:
     _check_training(recipe)
     _check_data(recipe)
     _check_heads(recipe)
+    check_delta_training(recipe)
     _check_budgets(recipe)
 
 
@@ -87,6 +97,8 @@ def _check_numbers(values: dict[str, Any]) -> None:
     for key in _NOT_NEGATIVE:
         _require(key, values[key], "a number >= 0", values[key] >= 0)
     for key, interval in _SHARES.items():
+        if values[key] is None:
+            continue
         above = values[key] > 0 or (values[key] == 0 and interval[0] == "[")
         below = values[key] < 1 or (values[key] == 1 and interval[-1] == "]")
         _require(key, values[key], f"a number in {interval}", above and below)
@@ -103,6 +115,7 @@ def _check_choices(values: dict[str, Any]) -> None:
         "export.format": EXPORT_FORMATS,
         "training.budget_sampling": BUDGET_SAMPLINGS,
         "model.attn_implementation": ATTENTION_IMPLEMENTATIONS,
+        "model.delta": DELTA_KINDS,
     }
     for key, allowed in choices.items():
         if values[key] not in allowed and not (key == "data.source" and values[key] is None):
@@ -127,9 +140,14 @@ def _check_training(recipe: Recipe) -> None:
         )
 
 
+def _has_own_sizes(recipe: Recipe) -> bool:
+    """Whether the sizes are those of ``model``, not those of a checkpoint yet to be opened."""
+    return recipe.model.init_from is None and recipe.init.target is None
+
+
 def _check_heads(recipe: Recipe) -> None:
     model = recipe.model
-    if model.init_from is not None or model.head_dim is not None:
+    if not _has_own_sizes(recipe) or model.head_dim is not None:
         return
     if model.hidden_size % model.num_attention_heads:
         raise UsageError(
@@ -159,7 +177,7 @@ def _check_data(recipe: Recipe) -> None:
             f"data.text_column={data.text_column} and data.text_columns={data.text_columns} are "
             "both given; use text_columns alone to join several columns"
         )
-    if recipe.model.init_from is None and data.max_length > longest:
+    if _has_own_sizes(recipe) and data.max_length > longest:
         raise UsageError(
             f"data.max_length is {data.max_length}, the model takes at most {longest} tokens; "
             "lower it or raise model.max_position_embeddings"
@@ -170,6 +188,7 @@ def _check_budgets(recipe: Recipe) -> None:
     model = recipe.model
     for key, budgets in (
         ("model.extra_budgets", model.extra_budgets),
+        ("training.calibration_budgets", recipe.training.calibration_budgets),
         ("evaluation.budgets", recipe.evaluation.budgets),
         ("export.budgets", recipe.export.budgets),
     ):
@@ -177,8 +196,7 @@ def _check_budgets(recipe: Recipe) -> None:
             _check_budget(key, text, recipe)
     for width in model.width_budgets:
         _require("model.width_budgets", width, "shares in (0, 1]", 0 < width <= 1)
-    # With init_from the sizes come from the checkpoint, which has not been opened yet.
-    if model.init_from is None:
+    if _has_own_sizes(recipe):
         _check_axis("model.head_budgets", model.head_budgets, model.num_attention_heads)
         _check_axis("model.depth_budgets", model.depth_budgets, model.num_hidden_layers)
 
@@ -199,7 +217,7 @@ def _check_budget(key: str, text: str, recipe: Recipe) -> None:
     try:
         budget = DeltaBudget.parse(text)
         # The section has the sizes under the names of the configuration.
-        if recipe.model.init_from is None:
+        if _has_own_sizes(recipe):
             budget.check(recipe.model)
     except BudgetError as error:
         raise BudgetError(f"{key}: {error}") from error

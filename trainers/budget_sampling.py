@@ -23,10 +23,10 @@ BudgetT_co = TypeVar("BudgetT_co", covariant=True)
 
 
 class BudgetSampler(Protocol[BudgetT_co]):
-    """What a trainer needs of a sampler."""
+    """What a trainer needs of a sampler: a pure function, equal on all ranks and after a resume."""
 
-    def sample(self, step: int) -> tuple[BudgetT_co, ...]:
-        """Return the budgets of a step, the largest first."""
+    def sample(self, step: int, total_steps: int, /) -> tuple[BudgetT_co, ...]:
+        """Return the budgets of a step of a run of `total_steps`, the largest first."""
         ...
 
 
@@ -95,8 +95,11 @@ class SandwichSampler(Generic[BudgetT]):
             trunks.setdefault(trunk_of(budget), []).append(budget)
         self._trunks = list(trunks.values())
 
-    def sample(self, step: int) -> tuple[BudgetT, ...]:
-        """Return the budgets of optimizer step `step` (from 0): largest first, smallest second."""
+    def sample(self, step: int, total_steps: int = 0) -> tuple[BudgetT, ...]:
+        """Return the budgets of optimizer step `step` (from 0): largest first, smallest second.
+
+        `total_steps` is not looked at: the draws do not depend on the length of the run.
+        """
         if self.mode == "fixed":
             rest = [budget for budget in reversed(self._ordered) if budget != self._largest]
             return (self._largest, *rest)

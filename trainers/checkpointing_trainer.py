@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from .checkpoint_files import (
     CheckpointError,
@@ -185,6 +185,16 @@ class CheckpointingTrainer(Trainer):
                 save_hook_state(folder, hook_state)
             self._collect_callback_states()
             self.state.save_to_json(str(folder / _TRAINER_STATE_NAME))
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Save whenever an evaluation is the best so far, whatever `save_steps` says.
+
+        Otherwise transformers would forget the best model between two saves.
+        """
+        is_best: bool = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.save_strategy == SaveStrategy.STEPS:
+            self.control.should_save = True
+        return is_best
 
     def _note_best_checkpoint(self, run_dir: Path, target: Path) -> None:
         if not self.state.best_global_step:

@@ -49,7 +49,7 @@ class DeltaClassifierTrainer(HookedTrainer):
         super().__init__(model=model, args=args, terms=terms, **kwargs)
         self.budget_sampler = budget_sampler
         self._cross_entropy, self._distillation = self._pick_terms()
-        if self._distillation is not None and len(budget_sampler.sample(0)) < 2:
+        if self._distillation is not None and len(budget_sampler.sample(0, 1)) < 2:
             raise ValueError(
                 "distillation in place needs 2 or more budgets per step, the sampler gives 1; "
                 "raise budgets_per_step or drop the distillation term"
@@ -81,7 +81,7 @@ class DeltaClassifierTrainer(HookedTrainer):
         is_labelled = labels != IGNORED_LABEL
         logits = [
             model(**inputs, budget=budget).logits[is_labelled]  # (num_labelled, classes)
-            for budget in self.budget_sampler.sample(step)
+            for budget in self.budget_sampler.sample(step, self.state.max_steps)
         ]
         targets = labels[is_labelled]
         losses = {

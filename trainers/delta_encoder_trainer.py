@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 from .budget_sampling import BudgetSampler
 from .delta_weights import WEIGHT_TERMS, weight_losses
 from .document_unpacking import unpack_documents
+from .hook_state import Stateful
 from .hooked_trainer import HookedTrainer
 from .loss_term import LossSum, WeightedTerm, mean_over_models
 from .losses.budget_penalty import ThresholdController, score_quantile
 from .losses.masked_lm import IGNORED_LABEL, token_losses
-from .step_plan import StepPlan, StepPlanner
+from .step_plan import ROUTING_TERMS, StepPlan, StepPlanner
 from .training_arguments import NestlingTrainingArguments
 
 PREDICTION_TERMS = (
@@ -38,13 +39,17 @@ class DeltaEncoderTrainer(HookedTrainer):
     is one more budget. An upgrade pass counts in `delta_residual` and `monotone_upgrade` only: in
     it the smallest budget gets no gradient, so neither can make that one worse.
 
+    `evaluate` gives `eval_loss`, the mean cross-entropy of `eval_budgets` over all labelled tokens.
+
     Args:
         model: A model whose forward takes `budgets=(...)` and returns `budget_logits`.
         args: Training arguments.
-        planner: Passes of a step, or a sampler of budgets where nothing but budgets is run.
+        planner: Passes of a step, or a sampler of budgets where nothing but budgets is run. A term
+            whose pass the planner does not run at a step has weight 0 there.
         terms: Terms with their weight schedules, `masked_lm` and any others of this package.
         teacher: A masked LM with the same vocabulary. It sees each packed document on a row of
             its own, so any architecture will do. It runs in eval mode without gradient.
+        eval_budgets: Budgets that `evaluate` measures; none gives the loss of the whole model.
         kwargs: Further arguments of `HookedTrainer`.
 
     Raises:
@@ -60,28 +65,38 @@ class DeltaEncoderTrainer(HookedTrainer):
         planner: StepPlanner | BudgetSampler[Any],
         terms: Sequence[WeightedTerm],
         teacher: PreTrainedModel | None = None,
+        eval_budgets: Sequence[Any] = (),
         **kwargs: Any,
     ) -> None:
         self.planner = planner if isinstance(planner, StepPlanner) else StepPlanner(planner)
+        self.eval_budgets = tuple(eval_budgets)
         self.threshold = ThresholdController()
-        names = {weighted.term.name for weighted in terms}
-        if "budget_penalty" in names or "preview_benefit" in names:
-            stateful = {**(kwargs.pop("stateful", None) or {}), "threshold": self.threshold}
-            kwargs["stateful"] = stateful
-        super().__init__(model=model, args=args, terms=terms, **kwargs)
+        self._scores: list[Tensor] = []
+        hooks = {**(kwargs.pop("stateful", None) or {}), **self._hooks_of(terms)}
+        super().__init__(model=model, args=args, terms=terms, stateful=hooks, **kwargs)
         unknown = sorted(set(self.terms) - {*PREDICTION_TERMS, *WEIGHT_TERMS})
         if unknown:
             raise ValueError(
                 f"DeltaEncoderTrainer does not know the loss terms {', '.join(unknown)}; it runs "
                 f"{', '.join((*PREDICTION_TERMS, *WEIGHT_TERMS))}"
             )
-        alone = len(self.planner.sampler.sample(0)) < 2
+        alone = len(self.planner.sampler.sample(0, 1)) < 2
         if "distillation" in self.terms and teacher is None and alone:
             raise ValueError(
                 "in-place distillation needs 2 or more budgets per step, the sampler gives 1; "
                 "raise budgets_per_step, drop the distillation term or pass a teacher"
             )
         self.teacher = None if teacher is None else self._prepare_teacher(teacher)
+
+    def _hooks_of(self, terms: Sequence[WeightedTerm]) -> dict[str, Stateful]:
+        """Return what remembers something between steps and belongs to a checkpoint."""
+        by_name = {weighted.term.name: weighted.term for weighted in terms}
+        hooks: dict[str, Stateful] = {}
+        if any(name in by_name for name in ROUTING_TERMS):
+            hooks["routing_threshold"] = self.threshold
+        if "packing_regularizer" in by_name:
+            hooks["packing_regularizer"] = by_name["packing_regularizer"]
+        return hooks
 
     def _prepare_teacher(self, teacher: PreTrainedModel) -> nn.Module:
         student_size, teacher_size = self.model.config.vocab_size, teacher.config.vocab_size
@@ -97,20 +112,14 @@ class DeltaEncoderTrainer(HookedTrainer):
     def term_weights(self, step: int) -> dict[str, float]:
         """Return the weight of each term; 0 where the step has no pass for it."""
         weights = super().term_weights(step)
-        silent = self.planner.plan(step, weights).silent_terms()
+        silent = self.planner.plan(step, self.state.max_steps, weights).silent_terms()
         return {name: 0.0 if name in silent else value for name, value in weights.items()}
 
     def step_losses(self, model: nn.Module, batch: dict[str, Any], step: int) -> dict[str, LossSum]:
         """Run all passes of the step in one forward and sum the terms."""
         weights = self.term_weights(step)
-        plan = self.planner.plan(step, weights)
-        output = model(
-            **batch,
-            budgets=plan.budgets,
-            tap_layers=plan.tap_layers,
-            routed=plan.routed,
-            upgrade=plan.upgrade,
-        )
+        plan = self.planner.plan(step, self.state.max_steps, weights)
+        output = model(**batch, **plan.arguments())
         targets = output.labels
         count = len(plan.budgets) + (plan.routed is not None)
         logits = output.budget_logits[:count]
@@ -121,7 +130,7 @@ class DeltaEncoderTrainer(HookedTrainer):
         if weights.get("distillation"):
             losses["distillation"] = self._distil(batch, logits)
         if plan.upgrade is not None:
-            losses.update(self._upgrade_losses(weights, output, targets))
+            losses.update(self._upgrade_losses(weights, plan, output))
         if weights.get("cross_scale_features"):
             compare = self.terms["cross_scale_features"].term
             teacher, *students = output.taps
@@ -143,28 +152,33 @@ class DeltaEncoderTrainer(HookedTrainer):
         return mean_over_models([term.against(student, targets) for student in students])
 
     def _upgrade_losses(
-        self, weights: dict[str, float], output: Any, targets: Tensor
+        self, weights: dict[str, float], plan: StepPlan, output: Any
     ) -> dict[str, LossSum]:
         """Return the terms of the upgrade pass, which comes last in the output."""
+        assert plan.upgrade is not None
         losses: dict[str, LossSum] = {}
+        smaller = plan.budgets.index(plan.upgrade[1])
         if weights.get("delta_residual"):
-            largest, smallest = output.states[0], output.states[1]
             term = self.terms["delta_residual"].term
-            losses["delta_residual"] = term(output.states[-1], smallest, largest)
+            states = output.states
+            losses["delta_residual"] = term(states[-1], states[smaller], states[0])
         if weights.get("monotone_upgrade"):
-            reached = token_losses(output.budget_logits[1].detach(), targets)
+            reached = token_losses(output.budget_logits[smaller].detach(), output.labels)
             term = self.terms["monotone_upgrade"].term
-            losses["monotone_upgrade"] = term(output.budget_logits[-1], reached, targets)
+            losses["monotone_upgrade"] = term(output.budget_logits[-1], reached, output.labels)
         return losses
 
     def _routing_losses(
         self, weights: dict[str, float], plan: StepPlan, output: Any, batch: dict[str, Any]
     ) -> dict[str, LossSum]:
-        """Return the terms of the preview network, and let the threshold follow its scores."""
+        """Return the terms of the preview network; the threshold follows its scores afterwards."""
         assert plan.base is not None and plan.routed is not None
         mask = _real_tokens(batch)
-        quantile = score_quantile(output.scores.detach(), mask, plan.routed[1])
-        threshold = self.threshold.update(self.accelerator.reduce(quantile, reduction="mean"))
+        self._scores.append(output.scores.detach()[mask > 0])
+        # All micro-batches of a step see one threshold; those of the first have only their own.
+        threshold = self.threshold.threshold
+        if threshold is None:
+            threshold = score_quantile(output.scores, mask, plan.routed[1])
         losses: dict[str, LossSum] = {}
         if weights.get("preview_benefit"):
             where = batch["labels"] != IGNORED_LABEL
@@ -179,6 +193,47 @@ class DeltaEncoderTrainer(HookedTrainer):
             term = self.terms["budget_penalty"].term
             losses["budget_penalty"] = term(output.scores, threshold, mask)
         return losses
+
+    def _end_window(self) -> None:
+        """Check and log the window, then move the routing threshold; just before the update."""
+        super()._end_window()
+        if self._scores and self.planner.token_ratio is not None:
+            scores = torch.cat(self._scores)
+            quantile = score_quantile(scores, torch.ones_like(scores), self.planner.token_ratio)
+            self.threshold.update(self.accelerator.reduce(quantile, reduction="mean"))
+            self._scores.clear()
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Measure `eval_budgets`: `eval_loss` is their mean, `eval_loss/BUDGET` that of one.
+
+        A loss is the cross-entropy over all labelled tokens, not a mean of batch means.
+        """
+        if not self.eval_budgets:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        was_training, model = self.model.training, self.model.eval()
+        sums = torch.zeros(len(self.eval_budgets) + 1, device=self.args.device)
+        for batch in self.get_eval_dataloader(eval_dataset):
+            with self.accelerator.autocast():
+                output = model(**self._prepare_inputs(batch), budgets=self.eval_budgets)
+            each = [token_losses(z, output.labels).sum() for z in output.budget_logits]
+            sums += torch.stack([*each, each[0].new_tensor(len(output.labels))])
+        model.train(was_training)
+        *totals, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        losses = [total / max(1.0, count) for total in totals]
+        named = zip(self.eval_budgets, losses, strict=True)
+        metrics = {f"{metric_key_prefix}_loss": sum(losses) / len(losses)}
+        metrics.update({f"{metric_key_prefix}_loss/{budget}": loss for budget, loss in named})
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     @torch.no_grad()
     def _teacher_logits(self, teacher: nn.Module, batch: dict[str, Any]) -> Tensor:

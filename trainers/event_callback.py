@@ -7,6 +7,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .event_log import EventLog
 from .loss_term import WeightedTerm
+from .training_phases import TrainingPhases
 
 
 class EventCallback(TrainerCallback):
@@ -74,3 +75,26 @@ class EventCallback(TrainerCallback):
         """Write `train_end`."""
         if state.is_world_process_zero:
             self.event_log.write("train_end", step=state.global_step)
+
+
+class PhaseCallback(TrainerCallback):
+    """Writes `phase` where a phase of training begins, or where a run resumes inside one.
+
+    Args:
+        event_log: The event file.
+        phases: The phases of the run.
+    """
+
+    def __init__(self, event_log: EventLog, phases: TrainingPhases) -> None:
+        self.event_log = event_log
+        self.phases = phases
+        self._current: str | None = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the name of a phase that has just begun."""
+        name = self.phases.phase_name(state.global_step, state.max_steps)
+        if name != self._current and state.is_world_process_zero:
+            self.event_log.write("phase", step=state.global_step, name=name)
+        self._current = name

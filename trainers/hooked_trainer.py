@@ -33,7 +33,7 @@ from .loss_term import UNITS, LossSum, WeightedTerm
 from .loss_window import LossLog, LossWindow, StepSums, count_batch_units
 from .parameter_groups import build_parameter_groups
 from .random_state import RandomState
-from .schedules import WarmupCosine
+from .schedules import Constant, Schedule, WarmupCosine
 from .training_arguments import NestlingTrainingArguments
 from .whole_step_sampler import TrainSampler, WholeStepSampler
 
@@ -56,6 +56,7 @@ class HookedTrainer(CheckpointingTrainer):
             transformers.
         stateful: Objects whose state is saved with each checkpoint, by name.
         event_log: Event file; by default `args.output_dir/events.jsonl`.
+        lr_factor: Multiplies the cosine of the learning rate, by step.
         kwargs: Further arguments of `transformers.Trainer`.
 
     Raises:
@@ -75,6 +76,7 @@ class HookedTrainer(CheckpointingTrainer):
         train_sampler: TrainSampler | None = None,
         stateful: Mapping[str, Stateful] | None = None,
         event_log: EventLog | None = None,
+        lr_factor: Schedule | None = None,
         **kwargs: Any,
     ) -> None:
         self.terms = _terms_by_name(terms)
@@ -96,6 +98,7 @@ class HookedTrainer(CheckpointingTrainer):
         self.model_accepts_loss_kwargs = True
         self.train_sampler = train_sampler
         self.event_log = event_log or EventLog(Path(str(self.args.output_dir)) / "events.jsonl")
+        self.lr_factor = lr_factor or Constant(1.0)
         self._window: LossWindow | None = None
         self._step_start: tuple[RandomState, CapturedHookState] | None = None
         self.add_callback(_StepCallback(self))
@@ -208,7 +211,7 @@ class HookedTrainer(CheckpointingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms to a training log line."""
         if "loss" in logs and self._window is not None:
-            logs.update(self._loss_log.drain(self._window.weights))
+            logs.update(self._loss_log.drain())
         super().log(logs, start_time)
 
     # --- order, optimizer and learning rate ---
@@ -246,13 +249,16 @@ class HookedTrainer(CheckpointingTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
-        """Create the cosine with warm-up and floor; other shapes are left to transformers."""
+        """Create the cosine with warm-up and floor; other shapes are left to transformers.
+
+        The floor is that of the cosine: a `lr_factor` below 1 goes below it.
+        """
         if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.COSINE:
             warmup_steps = self.args.get_warmup_steps(num_training_steps)
-            multiplier = WarmupCosine(warmup_steps, self.args.min_lr_ratio)
+            cosine, factor = WarmupCosine(warmup_steps, self.args.min_lr_ratio), self.lr_factor
             self.lr_scheduler = LambdaLR(
                 optimizer or self.create_optimizer(),
-                lambda step: multiplier(step, num_training_steps),
+                lambda step: cosine(step, num_training_steps) * factor(step, num_training_steps),
             )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)

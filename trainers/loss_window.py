@@ -110,11 +110,14 @@ class LossLog:
 
     totals: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     loss: float = 0.0
     steps: int = 0
 
     def add(self, sums: StepSums, weights: Mapping[str, float]) -> None:
         """Add one optimizer step."""
+        for name, weight in weights.items():
+            self.weights[name] = self.weights.get(name, 0.0) + weight
         for name, total in sums.totals.items():
             self.totals[name] = self.totals.get(name, 0.0) + total
             self.counts[name] = self.counts.get(name, 0.0) + sums.counts[name]
@@ -122,21 +125,21 @@ class LossLog:
                 self.loss += weights[name] * total / sums.counts[name]
         self.steps += 1
 
-    def drain(self, weights: Mapping[str, float]) -> dict[str, float]:
+    def drain(self) -> dict[str, float]:
         """Return the numbers of a log line and start again.
 
         Returns:
             `loss` (mean total per optimizer step), `loss/<term>` (unweighted mean per unit over
-            all steps since the last line) and `weight/<term>` (at the last step); empty if no step
-            was taken.
+            all steps since the last line that computed the term) and `weight/<term>` (mean over
+            all of these steps); empty if no step was taken.
         """
         if self.steps == 0:
             return {}
         line = {"loss": self.loss / self.steps}
         for name, total in self.totals.items():
             line[f"loss/{name}"] = total / self.counts[name]
-            line[f"weight/{name}"] = weights[name]
-        self.totals, self.counts, self.loss, self.steps = {}, {}, 0.0, 0
+            line[f"weight/{name}"] = self.weights[name] / self.steps
+        self.totals, self.counts, self.weights, self.loss, self.steps = {}, {}, {}, 0.0, 0
         return line
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,6 +147,7 @@ class LossLog:
         return {
             "totals": dict(self.totals),
             "counts": dict(self.counts),
+            "weights": dict(self.weights),
             "loss": self.loss,
             "steps": self.steps,
         }
@@ -151,6 +155,8 @@ class LossLog:
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Restore the sums."""
         self.totals, self.counts = state_dict["totals"], state_dict["counts"]
+        # A checkpoint of an earlier version has no weights: those of its steps count as 0.
+        self.weights = state_dict.get("weights", dict.fromkeys(self.totals, 0.0))
         self.loss, self.steps = state_dict["loss"], state_dict["steps"]
 
 

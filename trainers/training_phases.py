@@ -3,9 +3,9 @@
 Packing presses the model into its smallest budget, residualization trains what larger budgets add
 and the router, calibration settles a fixed list of budgets at a low learning rate.
 
-The original has two sets of loss weights. Without phases they are constants: alpha_kd 1.0,
-beta_delta 0.7, rho_mug 0.1, zeta_cscf 0.1. With phases, alpha_kd stays and the others take the
-values below. Our terms and its weights:
+The original has two sets of loss weights. Without phases they are constants
+(`WEIGHTS_WITHOUT_PHASES`). With phases, alpha_kd stays and the others take the values below. Our
+terms and its weights:
 
 | term | original weight |
 |---|---|
@@ -28,6 +28,20 @@ from typing import Literal, get_args
 
 from .schedules import Constant, CosineInterpolation, Phase, Phases, Schedule
 
+# The last three are ours.
+WEIGHTS_WITHOUT_PHASES: Mapping[str, float] = {
+    "masked_lm": 1.0,
+    "distillation": 1.0,
+    "delta_residual": 0.7,
+    "monotone_upgrade": 0.1,
+    "cross_scale_features": 0.1,
+    "coefficient_sparsity": 1e-4,
+    "packing_regularizer": 1e-3,
+    "atom_orthogonality": 1e-4,
+    "preview_benefit": 1.0,
+    "budget_penalty": 1.0,
+}
+
 BudgetMode = Literal["oversample_smallest", "sandwich", "fixed"]
 
 
@@ -41,7 +55,6 @@ class TrainingPhase:
         weights: weight of each loss term by its name; a term not named has weight 0.
         survival_alpha: alpha of the prefix depth dropout where the phase begins.
         learning_rate_factor: multiplies the learning rate.
-        uses_routing: True where the delta runs on selected tokens only.
         budget_mode: how budgets are drawn: small ones more often, the sandwich rule over the whole
             lattice, or a fixed list.
 
@@ -54,7 +67,6 @@ class TrainingPhase:
     weights: Mapping[str, float] = field(default_factory=dict)
     survival_alpha: float = 0.0
     learning_rate_factor: float = 1.0
-    uses_routing: bool = False
     budget_mode: BudgetMode = "sandwich"
 
     def __post_init__(self) -> None:
@@ -107,7 +119,6 @@ RESIDUALIZATION = TrainingPhase(
         "budget_penalty": 1.0,
     },
     survival_alpha=0.3,
-    uses_routing=True,
 )
 CALIBRATION = TrainingPhase(
     name="calibration",
@@ -125,7 +136,6 @@ CALIBRATION = TrainingPhase(
     },
     survival_alpha=0.2,
     learning_rate_factor=0.3,
-    uses_routing=True,
     budget_mode="fixed",
 )
 
@@ -200,10 +210,6 @@ class TrainingPhases:
     def phase_name(self, step: int, total_steps: int) -> str:
         """Return the name of the phase that `step` falls in."""
         return self._phase_at(step, total_steps).name
-
-    def uses_routing(self, step: int, total_steps: int) -> bool:
-        """Return whether the delta runs on selected tokens only at `step`."""
-        return self._phase_at(step, total_steps).uses_routing
 
     def budget_mode(self, step: int, total_steps: int) -> BudgetMode:
         """Return how budgets are drawn at `step`."""

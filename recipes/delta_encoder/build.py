@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from ...configuration.budget import NAMED_BUDGETS, select_budgets
 from ...configuration.configuration_delta_encoder import (
     DeltaEncoderConfig,
     build_lattice,
@@ -15,15 +16,12 @@ from ...configuration.configuration_delta_encoder import (
 from ...configuration.delta_budget import DeltaBudget
 from ...hub_cards.loadable_checkpoint import make_checkpoint_loadable
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
+from ...modeling.hierarchical_growth import grow, grow_from_checkpoints
 from ...modeling.importance_ordering import measure_importance, reorder_by_importance
 from ...modeling.modernbert_weights import load_modernbert
-from ...trainers.budget_sampling import SandwichSampler
 from ...trainers.delta_encoder_trainer import DeltaEncoderTrainer
-from ...trainers.loss_term import WeightedTerm
-from ...trainers.losses.distillation import DistillationLoss
-from ...trainers.losses.masked_lm import MaskedLmLoss
+from ...trainers.event_callback import PhaseCallback
 from ...trainers.masked_lm_collator import MaskedLMCollator
-from ...trainers.schedules import Constant
 from ...trainers.stream_sampler import PositionedRows, PositionSampler
 from ...trainers.training_arguments import NestlingTrainingArguments
 from ..cli_errors import DataError, ModelFolderError, UsageError
@@ -31,68 +29,134 @@ from ..data.corpus import PreparedData
 from ..data.streaming import StreamingPackedRows
 from ..precision import has_accelerator, has_fast_bf16
 from ..recipe_schema import DeltaEncoderRecipe, ModelSection
+from .budget_plan import planner_of
+from .loss_terms import loss_terms, phases_of
 
 IMPORTANCE_BATCHES = 8
 
 
 def build_model(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderForMaskedLM:
-    """Initialise from scratch or from a ModernBERT-family checkpoint.
+    """Initialise from scratch, from a checkpoint, or around a smaller checkpoint.
 
     Raises:
         DataError: if the tokenizer does not fit the model.
+        ModelFolderError: if a checkpoint cannot be loaded.
         ValueError: for impossible sizes or another architecture.
     """
     section, tokenizer = recipe.model, data.tokenizer
-    if section.init_from is None:
-        config = scratch_config(section, tokenizer)
-        config._attn_implementation = attention_of(recipe)
-        model = DeltaEncoderForMaskedLM(config)
+    if recipe.init.base is not None:
+        model = _grow_around_base(recipe, data)
+    elif section.init_from is not None:
+        model = _continue_from(recipe, data)
     else:
-        model = _load_source(section.init_from)
-        config = model.config
-        config.budgets = [str(budget) for budget in lattice_of(section, config)]
-        model.set_attn_implementation(attention_of(recipe))
-        if section.reorder_by_importance:
-            reorder_by_importance(model, measure_importance(model, first_batches(recipe, data)))
+        model = DeltaEncoderForMaskedLM(scratch_config(recipe, tokenizer))
+    model.set_attn_implementation(attention_of(recipe))
+    config = model.config
     if len(tokenizer) > config.vocab_size:
         raise DataError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; "
-            "use the tokenizer of model.init_from (data.tokenizer=…) or raise model.vocab_size"
+            "use the tokenizer of the checkpoint (data.tokenizer=…) or raise model.vocab_size"
         )
     for budget in config.budget_list():
         budget.check(config)
     return model
 
 
-def _load_source(name: str) -> DeltaEncoderForMaskedLM:
+def _continue_from(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderForMaskedLM:
+    """Load a ModernBERT-family checkpoint, sort its units and add the parts it lacks."""
+    section = recipe.model
+    name = str(section.init_from)
     try:
-        return load_modernbert(name)
+        model = load_modernbert(name)
     except OSError as error:
-        raise ModelFolderError(
-            f"model.init_from={name} is neither a folder with a checkpoint nor a name that can be "
-            f"loaded ({str(error).splitlines()[0]}); check the path or the network"
-        ) from error
+        raise _unreadable("model.init_from", name, error) from error
+    if section.reorder_by_importance:
+        model.set_attn_implementation(attention_of(recipe))
+        reorder_by_importance(model, measure_importance(model, first_batches(recipe, data)))
+    parts = delta_settings(recipe, model.config)
+    if parts:
+        model = grow(model, type(model.config)(**{**model.config.to_dict(), **parts}))
+    model.config.budgets = [str(budget) for budget in lattice_of(section, model.config)]
+    return model
+
+
+def _grow_around_base(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderForMaskedLM:
+    """Grow the checkpoint ``init.base``; its own shape becomes one of the budgets."""
+    init = recipe.init
+    target = scratch_config(recipe, data.tokenizer) if init.target is None else init.target
+    try:
+        grown = grow_from_checkpoints(
+            str(init.base),
+            target,
+            delta_from_target=init.delta_from_target,
+            batches=first_batches(recipe, data) if init.delta_from_target else None,
+            settings=lambda config: delta_settings(recipe, config),
+        )
+    except OSError as error:
+        names = f"{init.base} or init.target={init.target}"
+        raise _unreadable("init.base", names, error) from error
+    config = grown.model.config
+    budgets = lattice_of(recipe.model, config)
+    config.budgets = list(dict.fromkeys(str(budget) for budget in (*budgets, grown.small)))
+    return grown.model
+
+
+def _unreadable(key: str, name: str, error: OSError) -> ModelFolderError:
+    return ModelFolderError(
+        f"{key}={name} is neither a folder with a checkpoint nor a name that can be "
+        f"loaded ({str(error).splitlines()[0]}); check the path or the network"
+    )
 
 
 def scratch_config(
-    section: ModelSection, tokenizer: PreTrainedTokenizerFast
+    recipe: DeltaEncoderRecipe, tokenizer: PreTrainedTokenizerFast
 ) -> DeltaEncoderConfig:
     """Return the configuration that the ``model`` keys describe."""
-    config = DeltaEncoderConfig(
-        vocab_size=section.vocab_size or len(tokenizer),
-        hidden_size=section.hidden_size,
-        num_hidden_layers=section.num_hidden_layers,
-        num_attention_heads=section.num_attention_heads,
-        head_dim=section.head_dim,
-        intermediate_size=section.intermediate_size,
-        max_position_embeddings=section.max_position_embeddings,
-        initializer_range=section.initializer_range,
-        pad_token_id=tokenizer.pad_token_id,
-        cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-    )
+    section = recipe.model
+    sizes: dict[str, Any] = {
+        "vocab_size": section.vocab_size or len(tokenizer),
+        "hidden_size": section.hidden_size,
+        "num_hidden_layers": section.num_hidden_layers,
+        "num_attention_heads": section.num_attention_heads,
+        "head_dim": section.head_dim,
+        "intermediate_size": section.intermediate_size,
+        "max_position_embeddings": section.max_position_embeddings,
+        "initializer_range": section.initializer_range,
+        "pad_token_id": tokenizer.pad_token_id,
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+    }
+    config = DeltaEncoderConfig(**sizes)
+    config = DeltaEncoderConfig(**sizes, **delta_settings(recipe, config))
     config.budgets = [str(budget) for budget in lattice_of(section, config)]
     return config
+
+
+def delta_settings(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
+    """Return the configuration values of deltas, norms and routing; none where all are off.
+
+    Args:
+        recipe: a validated recipe.
+        config: configuration with the sizes of the whole model.
+    """
+    section = recipe.model
+    settings: dict[str, Any] = {
+        "conditioned_norms": section.conditioned_norms,
+        "exit_affine": section.exit_affine,
+        "drop_path": section.drop_path,
+    }
+    settings = {name: value for name, value in settings.items() if value}
+    if section.delta != "dense" or section.token_routing or recipe.loss.packing_weight:
+        base = [max(1, int(section.base_ratio * k + 1e-4)) for k in config.intermediate_sizes()]
+        settings["base_intermediate_size"] = base[0] if len(set(base)) == 1 else base
+        heads = section.base_heads or max(1, config.num_attention_heads // 2)
+        settings["base_attention_heads"] = heads
+    if section.delta != "dense":
+        settings["delta_kind"] = section.delta
+        settings["delta_atoms"], settings["delta_rank"] = section.delta_atoms, section.delta_rank
+    if section.token_routing:
+        settings["token_routing"], settings["routing_layer"] = True, section.routing_layer
+    return settings
 
 
 def lattice_of(section: ModelSection, config: DeltaEncoderConfig) -> list[DeltaBudget]:
@@ -116,13 +180,10 @@ def build_trainer(
     recipe: DeltaEncoderRecipe, model: DeltaEncoderForMaskedLM, data: PreparedData
 ) -> DeltaEncoderTrainer:
     """Wire the model, the data and the loss terms into a trainer."""
-    loss = recipe.loss
-    terms = [WeightedTerm(MaskedLmLoss(), Constant(loss.masked_lm_weight))]
+    loss, phases = recipe.loss, phases_of(recipe)
     teacher = None
-    if loss.kd_weight:
-        terms.append(WeightedTerm(DistillationLoss(loss.kd_temperature), Constant(loss.kd_weight)))
-        if loss.teacher is not None:
-            teacher = AutoModelForMaskedLM.from_pretrained(loss.teacher)
+    if loss.kd_weight and loss.teacher is not None:
+        teacher = AutoModelForMaskedLM.from_pretrained(loss.teacher)
     if recipe.training.gradient_checkpointing:
         # Transformers 4.57 and 5 name the training argument differently; the model's method, not.
         model.gradient_checkpointing_enable()
@@ -134,9 +195,13 @@ def build_trainer(
     trainer = DeltaEncoderTrainer(
         model,
         training_arguments(recipe, isinstance(rows, StreamingPackedRows)),
-        planner=sampler_of(recipe, model.config),
-        terms=terms,
+        planner=planner_of(recipe, model.config),
+        terms=loss_terms(recipe, model.config),
         teacher=teacher,
+        eval_budgets=select_budgets(NAMED_BUDGETS, model.config)
+        if recipe.training.eval_steps
+        else (),
+        lr_factor=phases.learning_rate_factor() if phases else None,
         train_dataset=rows,
         eval_dataset=PositionedRows(data.validation_rows) if recipe.training.eval_steps else None,
         train_sampler=PositionSampler(rows, recipe.seed)
@@ -146,6 +211,8 @@ def build_trainer(
         processing_class=data.tokenizer,
         complete_checkpoint=make_checkpoint_loadable,
     )
+    if phases:
+        trainer.add_callback(PhaseCallback(trainer.event_log, phases))
     if isinstance(rows, StreamingPackedRows):
         if trainer.accelerator.num_processes > 1:
             raise UsageError(
@@ -155,17 +222,6 @@ def build_trainer(
         rows.keep_states(trainer.rows_per_step())
         trainer.stateful["stream"] = StreamPosition(rows, trainer)
     return trainer
-
-
-def sampler_of(recipe: DeltaEncoderRecipe, config: Any) -> SandwichSampler[DeltaBudget]:
-    """Return what draws the budgets of each step."""
-    budgets = config.budget_list()
-    flops = [budget.flops(config, recipe.data.max_length) for budget in budgets]
-    mode: Any = recipe.training.budget_sampling
-    per_step = recipe.training.budgets_per_step
-    return SandwichSampler(
-        budgets, flops, per_step, recipe.seed, mode, trunk_of=lambda budget: budget.trunk
-    )
 
 
 class StreamPosition:
@@ -210,6 +266,11 @@ def training_arguments(recipe: DeltaEncoderRecipe, streaming: bool) -> NestlingT
         save_total_limit=section.save_total_limit,
         eval_strategy="steps" if section.eval_steps else "no",
         eval_steps=section.eval_steps,
+        # Each new best model is saved, and kept however many checkpoints follow.
+        metric_for_best_model="loss" if section.eval_steps else None,
+        greater_is_better=False if section.eval_steps else None,
+        # The preview network has no part in steps without a routed pass.
+        ddp_find_unused_parameters=recipe.model.token_routing,
         prediction_loss_only=True,
         report_to=section.report_to,
         use_cpu=section.use_cpu or not has_accelerator(),

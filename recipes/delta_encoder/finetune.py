@@ -182,7 +182,10 @@ def build_trainer(
     """Wire the model, the task and the loss terms into a trainer."""
     budgets = model.config.budget_list()
     flops = [budget.flops(model.config, settings.max_length) for budget in budgets]
-    sampler = SandwichSampler(budgets, flops, settings.budgets_per_step, seed)
+    # Each budget is a forward of its own, so those in between need not share a trunk.
+    sampler = SandwichSampler(
+        budgets, flops, settings.budgets_per_step, seed, trunk_of=lambda budget: None
+    )
     terms = [WeightedTerm(LabelCrossEntropyLoss(), Constant(1.0))]
     if settings.kd_weight and len(sampler.sample(0)) > 1:
         distillation = DistillationLoss(settings.kd_temperature)
@@ -224,7 +227,7 @@ def measure_budgets(
         entry: dict[str, Any] = {
             "budget": str(budget),
             "parameters": budget.parameters(model.config, "classification"),
-            "flops": budget.flops(model.config, max_length),
+            "trunk_flops": budget.flops(model.config, max_length),
         }
         for split in EVALUATED_SPLITS:
             rows = task.rows[split]
@@ -246,7 +249,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             }
             for split in EVALUATED_SPLITS
         }
-        cost = {key: entry[key] for key in ("budget", "parameters", "flops")}
+        cost = {key: entry[key] for key in ("budget", "parameters", "trunk_flops")}
         budgets.append({**cost, **measures})
     return {
         "schema_version": SCHEMA_VERSION,

@@ -15,11 +15,15 @@ def forward_flops(
     sequence_length: int,
     batch_size: int,
     predicted_tokens: int,
+    *,
+    routed: tuple[DeltaBudget, float] | None = None,
+    upgrade: DeltaBudget | None = None,
 ) -> int:
     """Return the FLOPs of one forward pass of all budgets of a step.
 
     Budgets that differ only in depth share one trunk, the deepest; each has its own head.
-    Distillation from the step's own largest budget adds no matrix product.
+    A routed pass and an upgrade pass run a trunk and a head of their own. Distillation from the
+    step's own largest budget adds no matrix product; building deltas from atoms is not counted.
 
     Args:
         draw: budgets of the step.
@@ -27,6 +31,8 @@ def forward_flops(
         sequence_length: tokens per row.
         batch_size: rows.
         predicted_tokens: positions the head runs on, over all rows.
+        routed: budget of the routed pass and its share of the tokens.
+        upgrade: budget of the upgrade pass.
     """
     trunks: dict[Any, int] = {}
     head = 0
@@ -34,4 +40,10 @@ def forward_flops(
         trunk = budget.flops(config, sequence_length, batch_size)
         trunks[budget.trunk] = max(trunks.get(budget.trunk, 0), trunk)
         head += budget.flops(config, sequence_length, batch_size, predicted_tokens) - trunk
-    return sum(trunks.values()) + head
+    extra = 0
+    sizes = sequence_length, batch_size, predicted_tokens
+    if routed is not None:
+        extra += routed[0].flops(config, *sizes, delta_ratio=routed[1])
+    if upgrade is not None:
+        extra += upgrade.flops(config, *sizes)
+    return sum(trunks.values()) + head + extra

@@ -30,7 +30,7 @@ from ..data.corpus import build_data
 from ..environment import environment_block
 from ..evaluation_file import write_json
 from ..recipe_loader import load_recipe
-from ..recipe_schema import DeltaEncoderRecipe
+from ..recipe_schema import DeltaEncoderRecipe, LossSection
 from .build import first_batches, lattice_of, scratch_config
 from .evaluate import evaluate_folder, evaluate_run
 from .evaluation_inputs import open_run
@@ -126,7 +126,7 @@ def _open_study(recipe: DeltaEncoderRecipe, output: Path) -> Study:
     data_folder = prepare(replace(recipe, output_dir=str(output)))
     recipe = replace(recipe, data=replace(recipe.data, pretokenized_path=str(data_folder)))
     prepared = build_data(recipe.data, recipe.seed)
-    config = scratch_config(recipe.model, prepared.tokenizer)
+    config = scratch_config(recipe, prepared.tokenizer)
     return Study(recipe, config, prepared.manifest["counts"]["train"], output)
 
 
@@ -158,7 +158,7 @@ def cell_recipe(
     budgets: dict[str, DeltaBudget],
     folder: Path,
 ) -> DeltaEncoderRecipe:
-    """Return the recipe of one cell; separate models have one budget and no distillation."""
+    """Return the recipe of one cell; separate models have one budget and masked LM alone."""
     cell = replace(
         recipe,
         seed=seed,
@@ -183,13 +183,18 @@ def cell_recipe(
         head_budgets=[budget.heads],
         depth_budgets=[budget.depth],
         extra_budgets=[],
+        delta="dense",
+        conditioned_norms=False,
+        exit_affine=False,
+        token_routing=False,
+        delta_token_ratio=None,
+        drop_path=0.0,
     )
-    return replace(
-        cell,
-        model=model,
-        loss=replace(recipe.loss, kd_weight=0.0),
-        training=replace(recipe.training, budgets_per_step=1),
+    training = replace(
+        recipe.training, budgets_per_step=1, three_phase=False, survival_alpha=None
     )
+    loss = LossSection(masked_lm_weight=recipe.loss.masked_lm_weight)
+    return replace(cell, model=model, loss=replace(loss, kd_weight=0.0), training=training)
 
 
 def _train_cell(cell: DeltaEncoderRecipe) -> None:

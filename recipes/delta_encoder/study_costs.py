@@ -7,8 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from ...configuration.delta_budget import DeltaBudget
+from ...trainers.step_plan import StepPlan
 from ..recipe_schema import DeltaEncoderRecipe
-from .build import sampler_of
+from .budget_plan import planner_of
+from .loss_terms import weight_schedules
 from .step_flops import FORWARD_AND_BACKWARD, forward_flops
 
 
@@ -22,7 +24,7 @@ def training_costs(
     """Return what every method of a study costs to train.
 
     A step costs 3 forward passes (see `forward_flops`). The cost of the nested run is summed over
-    the budgets its sampler really draws, and averaged over ``seeds``. Rows count in full length;
+    the passes its steps really run, and averaged over ``seeds``. Rows count in full length;
     an external teacher and the few batches that sort units for post-hoc slicing are not counted.
 
     Args:
@@ -43,19 +45,34 @@ def training_costs(
         (training.epochs or 1.0) * (counts["rows"] // rows_per_step)
     )
     predicted = rows_per_step * round(recipe.data.mlm_probability * length)
-    known: dict[tuple[DeltaBudget, ...], int] = {}
+    known: dict[StepPlan, int] = {}
 
-    def step(*draw: DeltaBudget) -> int:
-        if draw not in known:
-            forward = forward_flops(draw, config, length, rows_per_step, predicted)
-            known[draw] = FORWARD_AND_BACKWARD * forward
-        return known[draw]
+    def cost(plan: StepPlan) -> int:
+        plan = replace(plan, tap_layers=None)  # taps cost nothing
+        if plan not in known:
+            forward = forward_flops(
+                plan.budgets,
+                config,
+                length,
+                rows_per_step,
+                predicted,
+                routed=plan.routed,
+                upgrade=plan.upgrade[0] if plan.upgrade else None,
+            )
+            known[plan] = FORWARD_AND_BACKWARD * forward
+        return known[plan]
 
-    samplers = [sampler_of(replace(recipe, seed=seed), config) for seed in seeds]
+    schedules = weight_schedules(recipe)
+    weights = [{n: weight(step, steps) for n, weight in schedules.items()} for step in range(steps)]
+    planners = [planner_of(replace(recipe, seed=seed), config) for seed in seeds]
     nested = fmean(
-        sum(step(*sampler.sample(number)) for number in range(steps)) for sampler in samplers
+        sum(cost(planner.plan(step, steps, weights[step])) for step in range(steps))
+        for planner in planners
     )
-    alone = {name: steps * step(DeltaBudget.parse(budget)) for name, budget in named.items()}
+    alone = {
+        name: steps * cost(StepPlan((DeltaBudget.parse(budget),)))
+        for name, budget in named.items()
+    }
     tokens = round(steps * rows_per_step * counts["tokens"] / counts["rows"])
     flops = {
         "nested": nested,

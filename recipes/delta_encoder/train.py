@@ -11,6 +11,7 @@ from typing import Any
 from transformers import set_seed
 
 from ...hub_cards.export_slices import export, export_elastic
+from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ...modeling.families import register_families
 from ...trainers.checkpoint_files import last_complete_checkpoint
 from ..cli_errors import UsageError
@@ -26,6 +27,7 @@ from .evaluation_table import Row
 logger = logging.getLogger(__name__)
 
 DATA_FOLDER, MODEL_FOLDER, SLICES_FOLDER = "data", "model", "slices"
+BEST_FOLDER = "best"
 METRICS_FILE = "metrics.json"
 
 # Keys that a resumed run may set anew, because they do not touch what is learned.
@@ -69,7 +71,8 @@ def prepare(recipe: DeltaEncoderRecipe) -> Path:
 def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
     """Run a recipe from data to verified slices.
 
-    Leaves in ``output_dir``: ``model/`` (the nested model as a self-contained folder),
+    Leaves in ``output_dir``: ``model/`` (the nested model after the last step, as a self-contained
+    folder), ``best/`` (with ``training.eval_steps``: the same of the best evaluation),
     ``metrics.json`` with tables and plots, ``slices/`` (one folder per exported budget),
     ``events.jsonl``, ``recipe.yaml``, ``data/`` and the last checkpoints.
 
@@ -107,7 +110,8 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     report = TrainReport([], {})
     if trainer.is_world_process_zero():
-        report = publish(recipe, trainer.model, data, output_dir)
+        best = trainer.state.best_model_checkpoint
+        report = publish(recipe, trainer.model, data, output_dir, best)
     # A process that leaves early takes the others down with it.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
@@ -118,11 +122,19 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
 
 
 def publish(
-    recipe: DeltaEncoderRecipe, model: Any, data: PreparedData, output_dir: Path
+    recipe: DeltaEncoderRecipe,
+    model: Any,
+    data: PreparedData,
+    output_dir: Path,
+    best_checkpoint: str | None = None,
 ) -> TrainReport:
-    """Write the nested model, measure it, and cut and verify the slices."""
+    """Write the nested model, measure it, and cut and verify the slices.
+
+    The model of ``best_checkpoint`` is written beside it, neither measured nor cut: `nestling
+    evaluate` and `nestling export` take ``best/`` as they take ``model/``.
+    """
     origin = {
-        "base_model": recipe.model.init_from,
+        "base_model": recipe.init.base or recipe.model.init_from,
         "command": shlex.join(["nestling", *sys.argv[1:]]),
         "trained_commit": commit_of(PACKAGE_FOLDER),
     }
@@ -132,6 +144,10 @@ def publish(
     written = {"model": model_dir, "metrics": metrics, "plot": metrics.with_suffix(".png")}
     # Once more, now that the card can show what was measured.
     export_elastic(model, data.tokenizer, model_dir, evaluation=metrics, **origin)
+    if best_checkpoint is not None:
+        best = DeltaEncoderForMaskedLM.from_pretrained(best_checkpoint)
+        export_elastic(best, data.tokenizer, output_dir / BEST_FOLDER, **origin)
+        written["best"] = output_dir / BEST_FOLDER
     if recipe.export.budgets:
         export(
             model_dir,
@@ -168,7 +184,7 @@ def require_same_recipe(recipe: DeltaEncoderRecipe, saved: DeltaEncoderRecipe) -
                 values[section].pop(key)
     differing = [
         f"{section}.{key} was {there[section][key]!r} and is now {value!r}"
-        for section in ("model", "data", "training", "loss")
+        for section in ("model", "init", "data", "training", "loss")
         for key, value in here[section].items()
         if there[section][key] != value
     ]

@@ -5,7 +5,7 @@ of the Auto class, so a new row of the table is tested without a new line here.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,20 +17,23 @@ LANGUAGE_MODELS = ("AutoModelForMaskedLM", "AutoModelForCausalLM")
 
 @dataclass(frozen=True)
 class Case:
-    """One Auto class of one family."""
+    """One Auto class of one family, plain or in one of its variants."""
 
     family: Family
     auto_class: str
+    variant: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.family.model_type}-{self.auto_class}"
+        name = f"{self.family.model_type}-{self.auto_class}"
+        return name if self.variant is None else f"{name}-{self.variant}"
 
     @property
     def model_class(self) -> Any:
         return resolve(self.family.auto_classes[self.auto_class])
 
     def config(self, **overrides: Any) -> Any:
-        return resolve(self.family.config)(**{**self.family.tiny, **overrides})
+        changes = {} if self.variant is None else self.family.variants[self.variant]
+        return resolve(self.family.config)(**{**self.family.tiny, **changes, **overrides})
 
     def model(self, seed: int = 0, **overrides: Any) -> Any:
         """A seeded model in evaluation mode, every parameter moved away from zeros and ones."""
@@ -43,8 +46,20 @@ class Case:
                 parameter.add_(noise, alpha=0.1)
         return model.eval()
 
+    def language_model(self) -> Any:
+        """What `model` gives, as the language model of the family."""
+        auto = next(auto for auto in self.family.auto_classes if auto in LANGUAGE_MODELS)
+        return replace(self, auto_class=auto).model()
+
 
 CASES = [Case(family, auto) for family in FAMILIES.values() for auto in family.auto_classes]
+VARIANTS = [
+    Case(family, auto, variant)
+    for family in FAMILIES.values()
+    for auto in family.auto_classes
+    if auto in LANGUAGE_MODELS
+    for variant in family.variants
+]
 TRUNKS = [case for case in CASES if case.auto_class == "AutoModel"]
 LANGUAGE_CASES = [case for case in CASES if case.auto_class in LANGUAGE_MODELS]
 HEADED_CASES = [case for case in CASES if case.auto_class != "AutoModel"]

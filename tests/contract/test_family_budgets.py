@@ -8,6 +8,7 @@ from family_cases import (
     CASES,
     LANGUAGE_CASES,
     TRUNKS,
+    VARIANTS,
     Case,
     compute,
     ends,
@@ -19,9 +20,11 @@ from nestling.configuration.budget import Budget, BudgetError, select_budgets
 from nestling.modeling.families import resolve
 from torch.utils.flop_counter import FlopCounterMode
 
-by_case = pytest.mark.parametrize("case", CASES, ids=str)
+by_case = pytest.mark.parametrize("case", [*CASES, *VARIANTS], ids=str)
 by_trunk = pytest.mark.parametrize("case", TRUNKS, ids=str)
-by_language_model = pytest.mark.parametrize("case", LANGUAGE_CASES, ids=str)
+by_language_model = pytest.mark.parametrize("case", [*LANGUAGE_CASES, *VARIANTS], ids=str)
+# What a routed pass costs depends on the tokens; the tests of the model count it.
+COUNTED = [*TRUNKS, *(case for case in VARIANTS if case.variant != "routed")]
 
 
 def _snapshot(model: Any) -> dict[str, torch.Tensor]:
@@ -174,16 +177,29 @@ def test_parameter_formula_counts_every_budget(case: Case) -> None:
         assert budget.parameters(model.config) == counted, budget
 
 
-@by_trunk
+@pytest.mark.parametrize("case", COUNTED, ids=str)
 def test_flop_formula_counts_every_budget(case: Case) -> None:
-    """Of the nested model itself: what a budget leaves out must not be computed."""
+    """Of the nested model itself: what a budget leaves out must not be computed.
+
+    Variants may add work once a pass, whatever the batch; their slices may not.
+    """
     model = case.model_class._from_config(case.config(), attn_implementation="eager").eval()
-    ids = token_ids(model.config, rows=1, tokens=16)
+    ids = token_ids(model.config, rows=3, tokens=16)
     for budget in model.config.budget_list():
         for runner, chosen in ((model, budget), (model.slice(budget), None)):
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                runner(input_ids=ids, budget=chosen)
-            assert budget.flops(model.config, 16) == counter.get_total_flops(), budget
+            once = {
+                rows: _measured_flops(runner, ids[:rows], chosen)
+                - budget.flops(model.config, 16, batch_size=rows)
+                for rows in (1, 3)
+            }
+            assert once[1] == once[3], budget
+            assert once[1] == 0 or (case.variant is not None and runner is model), budget
+
+
+def _measured_flops(model: Any, ids: torch.Tensor, budget: Any) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.base_model(input_ids=ids, budget=budget)
+    return int(counter.get_total_flops())
 
 
 @by_trunk

@@ -12,6 +12,7 @@ from family_cases import (
     CASES,
     LANGUAGE_CASES,
     TRUNKS,
+    VARIANTS,
     Case,
     compute,
     ends,
@@ -23,9 +24,9 @@ from family_cases import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-by_case = pytest.mark.parametrize("case", CASES, ids=str)
+by_case = pytest.mark.parametrize("case", [*CASES, *VARIANTS], ids=str)
 by_family = pytest.mark.parametrize("case", TRUNKS, ids=lambda case: case.family.model_type)
-by_language_model = pytest.mark.parametrize("case", LANGUAGE_CASES, ids=str)
+by_language_model = pytest.mark.parametrize("case", [*LANGUAGE_CASES, *VARIANTS], ids=str)
 
 WRITTEN_BY_TRANSFORMERS = {"transformers_version", "model_type", "_name_or_path", "architectures"}
 
@@ -125,6 +126,11 @@ def test_save_and_load_are_bit_equal(case: Case, tmp_path: Path) -> None:
     before, after = dict(named_tensors(model)), dict(named_tensors(again))
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    if case.variant is not None:
+        # Out of the mapped file: the last bit of a product of a matrix and a vector, as in a
+        # conditioner, depends on where in memory the matrix begins.
+        for parameter in again.parameters():
+            parameter.data = parameter.data.clone()
     batch = padded_batch(model.config)
     assert torch.equal(compute(model, batch), compute(again, batch))
 
@@ -132,7 +138,7 @@ def test_save_and_load_are_bit_equal(case: Case, tmp_path: Path) -> None:
 @by_case
 def test_every_auto_class_loads_the_language_model_folder(case: Case, tmp_path: Path) -> None:
     """The trunk's weights arrive under every head, whatever the folder was saved from."""
-    source = next(c for c in LANGUAGE_CASES if c.family is case.family).model()
+    source = case.language_model()
     source.save_pretrained(tmp_path)
     loaded = getattr(transformers, case.auto_class).from_pretrained(tmp_path)
     wanted = dict(source.base_model.named_parameters())
@@ -159,7 +165,7 @@ def test_parameters_missing_from_a_checkpoint_are_initialised(
         assert torch.isfinite(parameter).all(), name
         if name in marked:
             assert (parameter == 7.0).all(), name
-        elif fresh[name].std() == 0:
+        elif (fresh[name] == fresh[name].flatten()[0]).all():
             assert torch.equal(parameter, fresh[name]), name
         elif name in missing:
             spread = (parameter.std() / fresh[name].std()).item()
@@ -181,17 +187,26 @@ def test_tied_weights_are_shared_and_stored_once(case: Case, tmp_path: Path) -> 
 
 @by_case
 def test_every_parameter_gets_a_gradient(case: Case) -> None:
-    """Summed over the smallest and the largest budget, at the first step of a fresh model."""
+    """Summed over the smallest and the largest budget, at the first step of a fresh model.
+
+    In a variant a factor may be zero at first; then its partner must wake up at the second step.
+    """
     torch.manual_seed(0)
     model = case.model_class(case.config()).train()
     batch = padded_batch(model.config)
-    for budget in ends(model.config):
-        model.set_budget(budget)
-        training_loss(case, model, batch).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    assert [name for name, g in gradients.items() if g is None] == []
-    assert [name for name, g in gradients.items() if not torch.isfinite(g).all()] == []
-    assert [name for name, g in gradients.items() if not g.abs().max() > 0] == []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reached: set[str] = set()
+    for _ in range(1 if case.variant is None else 2):
+        optimizer.zero_grad()
+        for budget in ends(model.config):
+            model.set_budget(budget)
+            training_loss(case, model, batch).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert [name for name, g in gradients.items() if g is None] == []
+        assert [name for name, g in gradients.items() if not torch.isfinite(g).all()] == []
+        reached |= {name for name, g in gradients.items() if g.abs().max() > 0}
+        optimizer.step()
+    assert [name for name in gradients if name not in reached] == []
 
 
 @by_case

@@ -9,6 +9,7 @@ from family_cases import (
     CASES,
     LANGUAGE_CASES,
     TRUNKS,
+    VARIANTS,
     Case,
     compute,
     main_output,
@@ -18,10 +19,11 @@ from family_cases import (
 )
 from torch import Tensor
 
-by_case = pytest.mark.parametrize("case", CASES, ids=str)
+by_case = pytest.mark.parametrize("case", [*CASES, *VARIANTS], ids=str)
 by_trunk = pytest.mark.parametrize("case", TRUNKS, ids=str)
 by_language_model = pytest.mark.parametrize("case", LANGUAGE_CASES, ids=str)
-by_encoder = pytest.mark.parametrize("case", [c for c in CASES if c.family.is_encoder], ids=str)
+ENCODERS = [case for case in [*CASES, *VARIANTS] if case.family.is_encoder]
+by_encoder = pytest.mark.parametrize("case", ENCODERS, ids=str)
 
 
 def _same_weights(case: Case, model: Any, implementation: str) -> Any:
@@ -118,6 +120,7 @@ def test_gradient_checkpointing_equals_none(case: Case) -> None:
     losses, calls = [], []
     for model in (plain, checkpointed):
         count = _count_blocks(model)
+        torch.manual_seed(0)
         loss = training_loss(case, model, batch)
         loss.backward()
         losses.append(loss.detach())

@@ -11,6 +11,7 @@ from family_cases import (
     CASES,
     HEADED_CASES,
     LANGUAGE_CASES,
+    VARIANTS,
     Case,
     compute,
     ends,
@@ -20,6 +21,9 @@ from family_cases import (
 )
 
 by_case = pytest.mark.parametrize("case", CASES, ids=str)
+# Weights that are kept elsewhere must be found by every path through the model.
+PATHS = [*CASES, *(case for case in VARIANTS if case.variant in ("dictionary", "routed"))]
+by_path = pytest.mark.parametrize("case", PATHS, ids=str)
 by_head = pytest.mark.parametrize("case", HEADED_CASES, ids=str)
 by_language_model = pytest.mark.parametrize("case", LANGUAGE_CASES, ids=str)
 
@@ -88,7 +92,7 @@ def test_device_map_loads_the_same_model(case: Case, device_map: Any, tmp_path: 
     torch.testing.assert_close(compute(placed, batch).cpu(), compute(model, batch))
 
 
-@by_case
+@by_path
 def test_cpu_offload_computes_the_same(case: Case) -> None:
     """Accelerate keeps weights on the meta device until the module that owns them is called."""
     model = case.model()
@@ -100,7 +104,7 @@ def test_cpu_offload_computes_the_same(case: Case) -> None:
         torch.testing.assert_close(compute(model, batch, budget=budget), output)
 
 
-@by_case
+@by_path
 def test_disk_offload_computes_the_same(case: Case, tmp_path: Path) -> None:
     model = case.model()
     batch = padded_batch(model.config)
@@ -134,7 +138,7 @@ def test_resized_vocabulary_keeps_tying_and_works(case: Case, tmp_path: Path) ->
     assert torch.equal(compute(again, known), compute(model, known))
 
 
-@by_case
+@by_path
 @pytest.mark.parametrize("change", [8, -8])
 def test_resized_vocabulary_is_the_one_that_is_checked(case: Case, change: int) -> None:
     """New ids run, and ids that are gone are refused by name, not by an index error."""

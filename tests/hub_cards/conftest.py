@@ -1,6 +1,7 @@
 """Folders that most tests of this room look at, written once."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from nestling.hub_cards.export_slices import export, export_elastic
 from nestling.hub_cards.verify_export import VerifyReport, exported_folders, run_worker
 from nestling.modeling.families import FAMILIES, resolve
+
+# For ``delta_models``.
+sys.path.insert(0, str(Path(__file__).parents[1] / "modeling"))
 
 HIDDEN_BUDGETS = ("1.0:2:4:16", "0.5:1:3:8", "0.75:3:2:20", "1.0:3:4:24")
 LIST_BUDGETS = ("0.5,0.25,1.0:4:3",)
@@ -97,7 +101,5 @@ def slices_folder(
 @pytest.fixture(scope="session")
 def clean_process_report(slices_folder: Path, elastic_folder: Path) -> VerifyReport:
     """Every folder above, loaded in ONE process in which the package cannot be imported."""
-    import sys
-
     folders = [*exported_folders(slices_folder), *exported_folders(elastic_folder)]
     return run_worker(folders, sys.executable, tolerance=1e-5)

@@ -9,7 +9,7 @@ from nestling.configuration import DeltaEncoderConfig
 from nestling.modeling import (
     DeltaEncoderForMaskedLM,
     DeltaEncoderModel,
-    modeling_delta_encoder,
+    encoder_inputs,
 )
 from nestling.modeling.document_attention import plan_attention, reset_positions
 from nestling.modeling.families import FAMILIES
@@ -48,7 +48,7 @@ def test_the_model_restarts_positions(monkeypatch: pytest.MonkeyPatch) -> None:
         used.append(position_ids)
         return rotary_tables(position_ids, *args)
 
-    monkeypatch.setattr(modeling_delta_encoder, "rotary_tables", keep)
+    monkeypatch.setattr(encoder_inputs, "rotary_tables", keep)
     documents = torch.tensor([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 3, 3]])
     _trunk()(_ids(2, 6), documents)
     _trunk()(_ids(2, 6))

@@ -207,3 +207,24 @@ def test_measuring_ignores_the_active_budget() -> None:
     actual = measure_importance(model, [batch])
     torch.testing.assert_close(actual.hidden, expected.hidden)
     assert str(model.active_budget) == "0.5:2:2"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"delta_kind": "dictionary"},
+        {"delta_kind": "low_rank"},
+        {"conditioned_norms": True},
+        {"exit_affine": True},
+        {"token_routing": True},
+    ],
+    ids=str,
+)
+def test_parts_trained_for_an_order_are_not_reordered(setting: dict[str, Any]) -> None:
+    """Atoms, changes of norms and the preview network do not move with the units."""
+    model = _model(**setting)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    name = next(iter(setting))
+    with pytest.raises(ValueError, match=f"a model with {name}.* cannot be reordered: .* first"):
+        reorder_by_importance(model, _scores_at_random(model))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -14,6 +14,9 @@ from nestling.configuration.budget import ends_of, middle_of
 from nestling.configuration.configuration_delta_encoder import DeltaEncoderConfig
 from nestling.recipes.environment import environment_block
 
+# The small Delta-Matryoshka++ run lies beside these tests.
+sys.path.insert(0, str(Path(__file__).parent))
+
 
 def make_evaluation(shift: float = 0.0, seed: int = 0) -> dict[str, Any]:
     config = DeltaEncoderConfig(

@@ -205,7 +205,7 @@ def test_aliases_point_at_keys_and_work() -> None:
     )
     training = recipe.training
     assert (training.max_steps, training.batch_size, training.bf16) == (7, 3, True)
-    assert recipe.model.init_from == "org/x"
+    assert recipe.init.base == "org/x"
 
 
 def test_every_key_is_documented() -> None:

@@ -48,6 +48,11 @@ def rows_for(head: str, count: int = 16) -> LabelledRows:
     return LabelledRows(rows)
 
 
+def sampler_of(model: Any, per_step: int) -> SandwichSampler[Any]:
+    budgets = model.config.budget_list()
+    return SandwichSampler(budgets, [1.0, 2.0], per_step, trunk_of=lambda budget: None)
+
+
 def both_terms(distillation: float = 0.5) -> list[WeightedTerm]:
     return [
         WeightedTerm(LabelCrossEntropyLoss(), Constant(1.0)),
@@ -57,10 +62,9 @@ def both_terms(distillation: float = 0.5) -> list[WeightedTerm]:
 
 def build(folder: Path, head: str, **changes: Any) -> DeltaClassifierTrainer:
     model, rows = classifier(head), rows_for(head)
-    budgets = model.config.budget_list()
     values: dict[str, Any] = {
         "args": tiny_arguments(folder, **changes.pop("arguments", {})),
-        "budget_sampler": SandwichSampler(budgets, [1.0, 2.0], 2),
+        "budget_sampler": sampler_of(model, 2),
         "terms": both_terms(),
         "train_dataset": rows,
         "train_sampler": PositionSampler(rows),
@@ -139,9 +143,8 @@ def test_every_parameter_learns_from_both_kinds_of_label(tmp_path: Path) -> None
 
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
-    budgets = classifier(SEQUENCE).config.budget_list()
     with pytest.raises(ValueError, match="needs 2 or more budgets"):
-        build(tmp_path, SEQUENCE, budget_sampler=SandwichSampler(budgets, [1.0, 2.0], 1))
+        build(tmp_path, SEQUENCE, budget_sampler=sampler_of(classifier(SEQUENCE), 1))
     with pytest.raises(ValueError, match="does not know the loss term masked_lm"):
         build(tmp_path, SEQUENCE, terms=[WeightedTerm(MaskedLmLoss(), Constant(1.0))])
     with pytest.raises(ValueError, match="add label_cross_entropy"):

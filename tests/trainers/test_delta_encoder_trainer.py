@@ -43,7 +43,7 @@ def sandwich(widths: list[int], budgets_per_step: int) -> SandwichSampler[int]:
 def build(folder: Path, **changes: Any) -> HookedTrainer:
     """Build the trainer on the tiny elastic model."""
     values: dict[str, Any] = {
-        "budget_sampler": sandwich(BUDGETS, 3),
+        "planner": sandwich(BUDGETS, 3),
         "terms": both_terms(),
     }
     return tiny_trainer(folder, DeltaEncoderTrainer, **{**values, **changes})
@@ -56,7 +56,7 @@ def test_losses_equal_a_slow_reference(tmp_path: Path) -> None:
     batch = collate([TinyRows()[position] for position in range(6)])
     losses = trainer.step_losses(trainer.model, batch, 0)
     targets = batch["labels"][batch["labels"] != -100]
-    budgets = trainer.budget_sampler.sample(0)
+    budgets = trainer.planner.sampler.sample(0, 4)
     logits = [trainer.model(**batch, budgets=(budget,)).budget_logits[0] for budget in budgets]
     cross_entropies = [F.cross_entropy(z, targets, reduction="sum").item() for z in logits]
     assert losses["masked_lm"].total.item() == pytest.approx(sum(cross_entropies) / 3, rel=1e-5)
@@ -114,7 +114,7 @@ def test_an_external_teacher_sees_documents_one_by_one(tmp_path: Path) -> None:
     logits = trainer._teacher_logits(trainer.teacher, batch)
     assert logits.argmax(-1).tolist() == [1, 1, 3, 0, 2]
     total, count = trainer.step_losses(trainer.model, batch, 0)["distillation"]
-    students = trainer.model(**batch, budgets=trainer.budget_sampler.sample(0)).budget_logits
+    students = trainer.model(**batch, budgets=trainer.planner.sampler.sample(0, 4)).budget_logits
     expected = [DistillationLoss(2.0)(student, logits).total.item() for student in students]
     assert total.item() == pytest.approx(sum(expected) / 3, rel=1e-5) and count == 5
     before = weights_of(teacher)
@@ -144,7 +144,7 @@ class OtherTerm(LossTerm):
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
     """Unknown terms, no student, another vocabulary."""
-    with pytest.raises(ValueError, match="does not know the loss term other"):
+    with pytest.raises(ValueError, match="does not know the loss terms other"):
         build(tmp_path, terms=[WeightedTerm(OtherTerm(), Constant(1.0))])
     with pytest.raises(ValueError, match="needs 2 or more budgets"):
         build(tmp_path, planner=sandwich(BUDGETS, 1))

@@ -54,7 +54,6 @@ def test_what_each_phase_does() -> None:
     assert [phases.phase_name(step, TOTAL) for step in STEPS[::2]] == names
     assert [phases.phase_name(step, TOTAL) for step in STEPS[1::2]] == names
     assert [phases.budget_mode(step, TOTAL) for step in STEPS[::2]] == modes
-    assert [phases.uses_routing(step, TOTAL) for step in STEPS[::2]] == [False, True, True]
 
 
 def test_survival_alpha_falls_smoothly_to_that_of_the_last_phase() -> None:

@@ -42,6 +42,7 @@ class TinyOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     budget_logits: tuple[Tensor, ...] | None = None
+    labels: Tensor | None = None
 
 
 class TinyMaskedLm(PreTrainedModel):
@@ -79,10 +80,13 @@ class TinyMaskedLm(PreTrainedModel):
         hidden = self.dropout(self.embedding(input_ids))
         if labels is None:
             return TinyOutput(logits=self._logits(hidden, WIDTH))
-        hidden = hidden[labels != -100]
+        where = labels != -100
+        hidden, targets = hidden[where], labels[where]
         all_logits = tuple(self._logits(hidden, width) for width in budgets or (WIDTH,))
-        loss = nn.functional.cross_entropy(all_logits[0].float(), labels[labels != -100])
-        return TinyOutput(loss=loss, logits=all_logits[0], budget_logits=all_logits)
+        loss = nn.functional.cross_entropy(all_logits[0].float(), targets)
+        return TinyOutput(
+            loss=loss, logits=all_logits[0], budget_logits=all_logits, labels=targets
+        )
 
 
 class TinyRows(Dataset):

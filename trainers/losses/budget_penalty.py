@@ -21,7 +21,7 @@ def _check_scores(scores: Tensor, attention_mask: Tensor) -> None:
     if scores.shape != attention_mask.shape:
         raise ValueError(
             f"router scores {tuple(scores.shape)} and attention mask "
-            f"{tuple(attention_mask.shape)} must have one shape (batch, tokens)"
+            f"{tuple(attention_mask.shape)} must have one shape, such as (batch, tokens)"
         )
 
 
@@ -90,8 +90,8 @@ def score_quantile(scores: Tensor, attention_mask: Tensor, target_ratio: float) 
     """Return the score that the share `target_ratio` of the real tokens exceeds.
 
     Args:
-        scores: `(batch, tokens)` router scores.
-        attention_mask: `(batch, tokens)`, 0 for padding, above 0 for real tokens.
+        scores: router scores of any shape, `(batch, tokens)` or `(tokens,)`.
+        attention_mask: of the same shape, 0 for padding, above 0 for real tokens.
         target_ratio: share in (0, 1).
 
     Returns:

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..configuration.delta_budget import DeltaBudget
+from .complete_folder import write_tensors
 
 FORMAT = "nestling-delta-pack-1"
 
@@ -59,8 +58,11 @@ def export_delta_pack(model: Any, file: Path | str, *, with_atoms: bool = False)
     part = target.with_name(f".{target.name}.part")
     metadata = {"format": FORMAT, "kind": trunk.config.delta_kind, "base": base_fingerprint(trunk)}
     metadata["atoms"] = fingerprint(atom_tensors(trunk))
-    save_file(tensors, part, metadata=metadata)
-    part.replace(target)
+    try:
+        write_tensors(part, tensors, metadata)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
     return pack_size(model)
 
 
@@ -77,27 +79,35 @@ def load_delta_pack(model: Any, file: Path | str) -> None:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     except Exception as error:
         raise DeltaPackError(f"{file} is not a readable safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise DeltaPackError(f"{file} is not a delta pack; write one with export_delta_pack")
-    if metadata["kind"] != trunk.config.delta_kind:
+    if metadata.get("kind") != trunk.config.delta_kind:
         raise DeltaPackError(
-            f"{file} is of delta_kind {metadata['kind']}, the model of {trunk.config.delta_kind}"
+            f"{file} is of delta_kind {metadata.get('kind')}, "
+            f"the model of {trunk.config.delta_kind}"
         )
-    if metadata["base"] != base_fingerprint(trunk):
+    deltas, atoms = delta_tensors(trunk), atom_tensors(trunk)
+    places = {**deltas, **atoms}
+    brings_atoms = not atoms.keys().isdisjoint(tensors)
+    needed = places if brings_atoms else deltas
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in needed.items()}
+    differing = sorted(n for n in {*shapes, *wanted} if shapes.get(n) != wanted.get(n))
+    if differing:
+        name = differing[0]
+        raise DeltaPackError(
+            f"{file} does not fit: {name} has shape {shapes.get(name)} in it and "
+            f"{wanted.get(name)} in the model, and {len(differing) - 1} more differ"
+        )
+    if metadata.get("base") != base_fingerprint(trunk):
         raise DeltaPackError(f"{file} was made for other base weights than those of this model")
-    brings_atoms = any(name in tensors for name in atom_tensors(trunk))
-    if not brings_atoms and metadata["atoms"] != fingerprint(atom_tensors(trunk)):
+    if not brings_atoms and metadata.get("atoms") != fingerprint(atoms):
         raise DeltaPackError(
             f"{file} was made for other atoms; export it with with_atoms=True and load that"
         )
-    places = {**delta_tensors(trunk), **atom_tensors(trunk)}
-    missing = set(delta_tensors(trunk)) - set(tensors)
-    wrong = [n for n, t in tensors.items() if n not in places or t.shape != places[n].shape]
-    if missing or wrong:
-        raise DeltaPackError(f"{file} does not fit: missing {sorted(missing)}, other {wrong}")
     for name, tensor in tensors.items():
         places[name].copy_(tensor)
 
@@ -154,29 +164,29 @@ def atom_tensors(trunk: Any) -> dict[str, Tensor]:
 
 
 def base_fingerprint(trunk: Any) -> str:
-    """Return a hash of the weights of the base slice, the embedding and the norms."""
+    """Return a hash of all weights a pack does not carry and that change what is computed.
+
+    That leaves out atoms, which are checked by themselves, and the preview network, which only
+    says for which tokens it is computed.
+    """
     config = trunk.config
-    if config.base_attention_heads is None:
-        return ""
-    widths = tuple(
-        base / full
-        for base, full in zip(
-            config.base_intermediate_sizes(), config.intermediate_sizes(), strict=True
-        )
-    )
-    budget = DeltaBudget(widths, config.base_attention_heads, config.num_hidden_layers)
-    shape = budget.shape(config)
+    inner = config.base_attention_heads * config.head_dim
+    sizes = config.base_intermediate_sizes()
     weights = {}
     for name, tensor in trunk.state_dict().items():
-        if name.split(".")[0] in ("deltas", "conditioner", "exit_affine", "preview"):
+        first, *others = name.split(".")
+        if first in ("deltas", "preview"):
             continue
-        if ".query_key_value." in name:
-            tensor = tensor[: 3 * shape.heads * config.head_dim]
-        elif ".output." in name:
-            tensor = tensor[:, : shape.heads * config.head_dim]
-        elif ".mlp." in name:
-            channels = shape.intermediate[int(name.split(".")[1])]
-            tensor = tensor[:, :channels] if ".down." in name else tensor[:channels]
+        if first == "layers":
+            channels = sizes[int(others[0])]
+            corners = {
+                "query_key_value": (slice(3 * inner),),
+                "output": (slice(None), slice(inner)),
+                "up": (slice(channels),),
+                "gate": (slice(channels),),
+                "down": (slice(None), slice(channels)),
+            }
+            tensor = tensor[corners.get(others[-2], ())]
         weights[name] = tensor
     return fingerprint(weights)
 

@@ -1,0 +1,154 @@
+"""Settings of deltas, conditioned norms and routing: every error, and what is filled in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nestling.configuration import DeltaBudget, DeltaEncoderConfig
+from nestling.modeling.families import FAMILIES
+
+TINY = FAMILIES["delta_encoder"].tiny
+ROUTED = {"token_routing": True}
+NEW_KEYS = (
+    "base_intermediate_size",
+    "base_attention_heads",
+    "delta_kind",
+    "delta_atoms",
+    "delta_rank",
+    "conditioned_norms",
+    "conditioner_size",
+    "exit_affine",
+    "token_routing",
+    "preview_size",
+    "routing_layer",
+    "delta_token_ratio",
+    "delta_token_threshold",
+    "drop_path",
+)
+
+
+def make(**settings: Any) -> DeltaEncoderConfig:
+    return DeltaEncoderConfig(**{**TINY, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"delta_kind": "sparse"}, "delta_kind 'sparse' must be one of dense, dictionary, low_ra"),
+        ({"delta_atoms": 0}, "delta_atoms 0 must be a whole number >= 1"),
+        ({"delta_rank": 1.5}, r"delta_rank 1.5 must be a whole number >= 1"),
+        ({"conditioner_size": True}, "conditioner_size True must be a whole number >= 1"),
+        ({"preview_size": "8"}, "preview_size '8' must be a whole number >= 1"),
+        ({"drop_path": 1.0}, r"drop_path 1.0 must be in \[0, 1\)"),
+        ({"drop_path": -0.1}, r"drop_path -0.1 must be in \[0, 1\)"),
+        ({"drop_path": "0.1"}, r"drop_path '0.1' must be in \[0, 1\)"),
+        ({**ROUTED, "delta_token_ratio": 1.1}, r"delta_token_ratio 1.1 must be in \[0, 1\], or No"),
+        ({**ROUTED, "delta_token_ratio": True}, "delta_token_ratio True must be in"),
+        ({**ROUTED, "delta_token_ratio": "all"}, "delta_token_ratio 'all' must be in"),
+        ({**ROUTED, "delta_token_threshold": "0"}, "delta_token_threshold '0' must be a number"),
+        ({"delta_token_ratio": 0.5}, "need token_routing=True"),
+        ({"delta_token_threshold": 0.0}, "need token_routing=True"),
+        ({**ROUTED, "routing_layer": 4}, r"routing_layer 4 must be in 0..3.* an earlier one"),
+        ({**ROUTED, "routing_layer": -1}, r"routing_layer -1 must be in 0..3"),
+        ({**ROUTED, "routing_layer": 1.0}, r"routing_layer 1.0 must be in 0..3"),
+        ({**ROUTED, "attention_bias": True}, "must be False where there is a base .*_routing True"),
+        ({"delta_kind": "low_rank", "mlp_bias": True}, "must be False .*delta_kind 'low_rank'"),
+        ({"base_attention_heads": 2, "mlp_bias": True}, "must be False .*base_attention_heads 2"),
+        ({"base_attention_heads": 5}, "base_attention_heads 5 must be in 1..4"),
+        ({"base_attention_heads": 0}, "base_attention_heads 0 must be in 1..4"),
+        ({"base_attention_heads": 2.0}, "base_attention_heads 2.0 must be in 1..4"),
+        ({"base_intermediate_size": 49}, "base_intermediate_size 49 must be in 1..48"),
+        ({"base_intermediate_size": 0.5}, "base_intermediate_size 0.5 must be in 1..48"),
+        ({"base_intermediate_size": [24, 24, 24]}, "base_intermediate_size has 3 entries for 4"),
+        ({"base_intermediate_size": [24, 0, 24, 24]}, "base_intermediate_size 0 must be in 1..48"),
+        (
+            {"intermediate_size": [40, 17, 33, 8], "base_intermediate_size": 9},
+            "base_intermediate_size 9 must be in 1..8",
+        ),
+    ],
+    ids=repr,
+)
+def test_errors_name_value_range_and_fix(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"delta_kind": "dictionary"}, {"delta_kind": "low_rank"}, ROUTED], ids=str
+)
+def test_the_base_slice_is_half_unless_given(settings: dict[str, Any]) -> None:
+    config = make(**settings)
+    assert (config.base_attention_heads, config.base_intermediate_size) == (2, 24)
+    config = make(**settings, base_attention_heads=1, base_intermediate_size=7)
+    assert (config.base_attention_heads, config.base_intermediate_size) == (1, 7)
+    config = make(**settings, num_attention_heads=1, head_dim=4, intermediate_size=1)
+    assert (config.base_attention_heads, config.base_intermediate_size) == (1, 1)
+
+
+def test_a_plain_model_has_no_base_slice() -> None:
+    config = make()
+    assert config.base_attention_heads is None
+    assert config.base_intermediate_size is None
+
+
+def test_one_given_half_brings_the_other() -> None:
+    assert make(base_attention_heads=3).base_intermediate_size == 24
+    assert make(base_intermediate_size=5).base_attention_heads == 2
+
+
+def test_uneven_layers_have_a_list() -> None:
+    config = make(delta_kind="dictionary", intermediate_size=[40, 17, 33, 8])
+    assert config.base_intermediate_size == [20, 8, 16, 4]
+    assert config.base_intermediate_sizes() == [20, 8, 16, 4]
+    again = DeltaEncoderConfig(**config.to_dict())
+    assert again.base_intermediate_sizes() == [20, 8, 16, 4]
+    given = make(delta_kind="dictionary", base_intermediate_size=[1, 2, 3, 48])
+    assert given.base_intermediate_sizes() == [1, 2, 3, 48]
+    assert make(**ROUTED, intermediate_size=[40, 41, 40, 41]).base_intermediate_size == 20
+
+
+def test_fewer_layers_take_the_first_entries() -> None:
+    """As when a folder is loaded with ``num_hidden_layers=2``."""
+    config = make(**ROUTED, base_intermediate_size=[1, 2, 3, 4])
+    config.num_hidden_layers = 2
+    config.validate()
+    assert config.base_intermediate_sizes() == [1, 2]
+
+
+def test_a_base_slice_may_be_everything() -> None:
+    config = make(**ROUTED, base_attention_heads=4, base_intermediate_size=48)
+    assert not DeltaBudget.full(config).has_routed_delta(config)
+
+
+def test_a_config_of_the_previous_format_loads(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    assert set(NEW_KEYS) <= set(stored)
+    path.write_text(json.dumps({k: v for k, v in stored.items() if k not in NEW_KEYS}))
+    config = DeltaEncoderConfig.from_pretrained(tmp_path)
+    plain = make()
+    assert {key: getattr(config, key) for key in NEW_KEYS} == {
+        key: getattr(plain, key) for key in NEW_KEYS
+    }
+    assert config.delta_kind == "dense"
+
+
+def test_what_routing_needs_of_a_budget() -> None:
+    """A delta in a layer from ``routing_layer`` on: more heads, or more channels there."""
+    config = make(**ROUTED, routing_layer=2, base_intermediate_size=[1, 24, 24, 48])
+    expected = {
+        "1.0:4:4": True,
+        "1.0:2:3": True,
+        "1.0:2:2": False,  # layers 3 and 4 are gone
+        "0.5:3:3": True,
+        "0.5:2:4": False,  # more channels in the first layer only
+        "0.5,0.5,0.5,1.0:2:4": False,
+        "0.5,0.5,0.51,0.5:2:4": False,  # 24.48 channels are 24
+        "0.5,0.5,0.6,0.5:2:4": True,
+    }
+    found = {text: DeltaBudget.parse(text).has_routed_delta(config) for text in expected}
+    assert found == expected
+    assert DeltaBudget.parse("0.25:3:2").base_shape(config) == (32, 2, 2, (1, 12))
+    assert DeltaBudget.parse("1.0:4:4").base_shape(config).intermediate == (1, 24, 24, 48)

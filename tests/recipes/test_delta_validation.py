@@ -1,0 +1,71 @@
+"""Keys of Delta-Matryoshka++ that do not go together fail before anything is read or built."""
+
+import pytest
+from nestling.recipes.cli_errors import UsageError
+from nestling.recipes.recipe_loader import load_recipe
+
+TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([TINY, "model.delta=dds"], ["model.delta", "dense, dictionary, low_rank"]),
+        ([TINY, "model.base_ratio=1"], ["model.base_ratio", "(0, 1)"]),
+        ([TINY, "model.base_heads=5"], ["model.base_heads is 5", "1..4"]),
+        ([TINY, "model.drop_path=1"], ["model.drop_path", "[0, 1)"]),
+        ([TINY, "model.tap_layers=[3]"], ["model.tap_layers has 3", "0..2"]),
+        ([TINY, "model.delta_token_ratio=0.5"], ["delta_token_ratio", "token_routing=true"]),
+        ([TINY, "model.delta_token_ratio=1"], ["delta_token_ratio", "(0, 1)"]),
+        ([TINY, "loss.preview_weight=1"], ["loss.preview_weight", "token_routing=true"]),
+        ([TINY, "loss.budget_penalty_weight=1"], ["budget_penalty_weight", "token_routing=true"]),
+        ([TINY, "model.token_routing=true"], ["preview_weight", "would learn nothing"]),
+        ([PLUS, "model.routing_layer=4"], ["model.routing_layer is 4", "0..3"]),
+        ([PLUS, "model.attn_implementation=flex_attention"], ["token routing", "auto, sdpa"]),
+        ([TINY, "loss.sparsity_weight=1e-4"], ["sparsity_weight", "model.delta=dictionary"]),
+        ([TINY, "loss.orthogonality_weight=1"], ["orthogonality_weight", "dictionary"]),
+        ([PLUS, "training.budgets_per_step=2"], ["loss.delta_weight", "budgets_per_step>=3"]),
+        (
+            [TINY, "loss.cscf_weight=1", "training.budgets_per_step=1", "loss.kd_weight=0"],
+            ["loss.cscf_weight", "budgets_per_step>=2"],
+        ),
+        ([PLUS, "training.gradient_checkpointing=true"], ["gradient_checkpointing", "upgrade"]),
+        ([TINY, "loss.mug_margin=0.1"], ["loss.mug_margin", "loss.mug_weight is 0"]),
+        ([TINY, "loss.delta_weight=-1"], ["loss.delta_weight", ">= 0"]),
+        ([TINY, "training.phase_ratios=[0.5,0.5]"], ["phase_ratios", "three numbers"]),
+        ([TINY, "training.phase_ratios=[0.5,0.5,0.5]"], ["phase_ratios", "sum to"]),
+        ([TINY, "training.survival_alpha=1.5"], ["survival_alpha", "[0, 1]"]),
+        ([PLUS, "training.budget_sampling=fixed"], ["training.three_phase", "sandwich"]),
+        (
+            [TINY, "training.survival_alpha=0.5", "training.budget_sampling=fixed"],
+            ["training.survival_alpha", "sandwich"],
+        ),
+        ([TINY, "init.target=a/b"], ["init.target", "init.base=…"]),
+        ([TINY, "init.delta_from_target=true"], ["init.delta_from_target", "init.base=…"]),
+        ([TINY, "init.base=a/b", "model.init_from=c/d"], ["init.base=a/b", "model.init_from=c/d"]),
+        ([TINY, "init.base=a/b", "init.delta_from_target=true"], ["init.target=…"]),
+        (
+            [PLUS, "init.base=a/b", "init.target=c/d", "init.delta_from_target=true"],
+            ["model.delta is dictionary", "model.delta=dense"],
+        ),
+        ([PLUS, "model.init_from=a/b"], ["model.delta is dictionary", "dense weights"]),
+    ],
+)
+def test_one_line_with_value_and_fix(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(arguments)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_impossible_calibration_budgets_fail_early() -> None:
+    with pytest.raises(ValueError, match=r"training\.calibration_budgets"):
+        load_recipe([PLUS, "training.calibration_budgets=['0.5:9:9']"])
+
+
+def test_sizes_of_an_unopened_checkpoint_are_not_judged() -> None:
+    grown = ["init.base=a/b", "init.target=c/d", "model.delta=dense",
+             "loss.sparsity_weight=0", "loss.orthogonality_weight=0"]  # fmt: skip
+    recipe = load_recipe([PLUS, *grown, "model.tap_layers=[11]", "model.base_heads=6"])
+    assert recipe.model.tap_layers == [11]

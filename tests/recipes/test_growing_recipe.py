@@ -1,0 +1,106 @@
+"""``init``: a small checkpoint inside a larger model, with the parts of Delta-Matryoshka++."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nestling.configuration.budget import ends_of
+from nestling.modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
+from nestling.modeling.modernbert_weights import load_modernbert
+from nestling.recipes.cli_errors import ModelFolderError
+from nestling.recipes.delta_encoder.build import build_model, build_trainer
+from tiny_plus import KINDS, prepared, tiny_plus
+from torch import Tensor
+from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 24}  # fmt: skip
+LARGE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "intermediate_size": 48}  # fmt: skip
+AXES = ["model.width_budgets=[0.5,1.0]", "model.head_budgets=[2,4]", "model.depth_budgets=[2,4]"]
+
+
+def save_modernbert(folder: Path, sizes: dict[str, int], seed: int) -> Path:
+    torch.manual_seed(seed)
+    config = ModernBertConfig(
+        vocab_size=96, max_position_embeddings=64, pad_token_id=0, cls_token_id=2, sep_token_id=3,
+        bos_token_id=2, eos_token_id=3, initializer_range=0.3, **sizes,
+    )  # fmt: skip
+    ModernBertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_modernbert(tmp_path_factory.mktemp("small"), SMALL, 0)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_modernbert(tmp_path_factory.mktemp("large"), LARGE, 1)
+
+
+def logits(model: DeltaEncoderForMaskedLM, **budget: Any) -> Tensor:
+    ids = torch.randint(5, 96, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, **budget).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("named", [True, False])
+def test_the_small_checkpoint_is_one_of_the_budgets_and_trains(
+    kind: str, named: bool, tmp_path: Path, tiny_tokenizer: Any, small: Path, large: Path
+) -> None:
+    """Exactly, with sizes from the target checkpoint or from ``model``; routing and norms too."""
+    target = [f"init.target={large}"] if named else ["model.vocab_size=96"]
+    recipe = tiny_plus(tmp_path, *KINDS[kind], *AXES, f"init.base={small}", *target,
+                       "training.save_steps=100", "training.max_steps=2")  # fmt: skip
+    data = prepared(tiny_tokenizer)
+    model = build_model(recipe, data)
+    budget = ends_of(model.config.budget_list())[0]
+    assert str(budget) == "0.5:2:2:16" and model.config.delta_kind == recipe.model.delta
+    assert model.config.token_routing and model.config.base_attention_heads == 2
+    torch.testing.assert_close(
+        logits(model, budget=budget), logits(load_modernbert(str(small))), rtol=1e-5, atol=1e-5
+    )
+    trainer = build_trainer(recipe, model, data)
+    trainer.train()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_delta_comes_from_the_target(
+    tmp_path: Path, tiny_tokenizer: Any, small: Path, large: Path
+) -> None:
+    """What lies outside the base are weights of the target, whose units were put in order."""
+    changes = [*KINDS["dense"], *AXES, f"init.base={small}", f"init.target={large}"]
+    data = prepared(tiny_tokenizer)
+    grown = build_model(tiny_plus(tmp_path, *changes), data)
+    filled = build_model(tiny_plus(tmp_path, *changes, "init.delta_from_target=true"), data)
+    budget = ends_of(filled.config.budget_list())[0]
+    assert torch.equal(logits(filled, budget=budget), logits(grown, budget=budget))
+    theirs = load_modernbert(str(large)).model.layers[3].mlp.down.weight
+    ours = filled.model.layers[3].mlp.down.weight
+    # Layer 4 lies outside the base as a whole: the same numbers in another order.
+    torch.testing.assert_close(ours.flatten().sort().values, theirs.flatten().sort().values)
+    assert not grown.model.layers[3].mlp.down.weight.any()
+
+
+def test_parts_are_added_to_a_loaded_checkpoint_without_changing_it(
+    tmp_path: Path, tiny_tokenizer: Any, large: Path
+) -> None:
+    """``model.init_from`` with routing, conditioned norms and exits starts as the checkpoint."""
+    changes = [*KINDS["dense"], *AXES, f"model.init_from={large}"]
+    data = prepared(tiny_tokenizer)
+    model = build_model(tiny_plus(tmp_path, *changes), data)
+    assert model.config.token_routing and model.config.conditioned_norms and model.config.drop_path
+    torch.testing.assert_close(
+        logits(model), logits(load_modernbert(str(large))), rtol=1e-4, atol=1e-4
+    )
+    build_trainer(tiny_plus(tmp_path, *changes), model, data)
+
+
+def test_a_missing_checkpoint_is_one_line(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    recipe = tiny_plus(tmp_path, f"init.base={tmp_path / 'nowhere'}")
+    with pytest.raises(ModelFolderError, match=r"init\.base=.*nowhere"):
+        build_model(recipe, prepared(tiny_tokenizer))
