@@ -12,6 +12,7 @@ _HOME = {
     "VerifyReport": "verify_export",
     "export_delta_pack": "delta_pack",
     "load_delta_pack": "delta_pack",
+    "pack_size": "delta_pack",
     "DeltaPackError": "delta_pack",
     "push": "publish",
     "make_checkpoint_loadable": "loadable_checkpoint",
