@@ -17,7 +17,8 @@ The other rooms cannot import this one, so their exceptions are named by dotted 
 """
 
 import errno
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 # Defined with the data, offered here beside the other errors of this room.
 from .data.documents import DataError as DataError
@@ -94,6 +95,20 @@ def one_line(error: BaseException) -> str:
     if exit_code_of(error) == UNFORESEEN:
         return f"{type(error).__name__}: {text} (run again with --debug for the traceback)"
     return text
+
+
+def run_with_one_line(main: Callable[[], None]) -> int:
+    """Run the entry point of a script; an error is one line, not a traceback.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        main()
+    except Exception as error:
+        sys.stderr.write(f"nestling: error: {one_line(error)}\n")
+        return exit_code_of(error)
+    return 0
 
 
 def interrupted_line(arguments: Sequence[str]) -> str:

@@ -23,9 +23,7 @@ class LabelledRows(PositionedRows):
         Raises:
             IndexError: If the position is negative.
         """
-        if position < 0:
-            raise IndexError(f"position {position} is negative; positions start at 0")
-        row = self.rows[int(position) % len(self.rows)]
+        row = self.row_at(position)
         return {"input_ids": row["input_ids"], "labels": row["labels"]}
 
 

@@ -59,14 +59,23 @@ class PositionedRows(Dataset[dict[str, Any]]):
         Raises:
             IndexError: If the position is negative.
         """
-        if position < 0:
-            raise IndexError(f"position {position} is negative; positions start at 0")
-        row = self.rows[int(position) % len(self.rows)]
+        row = self.row_at(position)
         return {
             "input_ids": row["input_ids"],
             "document_ids": row["document_ids"],
             "position": int(position),
         }
+
+    def row_at(self, position: int) -> Mapping[str, Any]:
+        """Return the stored row `position % len(rows)`.
+
+        Raises:
+            IndexError: If the position is negative.
+        """
+        if position < 0:
+            raise IndexError(f"position {position} is negative; positions start at 0")
+        row: Mapping[str, Any] = self.rows[int(position) % len(self.rows)]
+        return row
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that samplers of these rows visit.

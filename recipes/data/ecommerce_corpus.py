@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from .documents import DataError, Document
+from .labelled_tables import SUFFIXES, read_columns
 
 NO_ANSWER = "ANSWERNOTFOUND"  # SubjQA ends every review with it and uses it for "no span"
 
@@ -192,25 +193,10 @@ def _attribute_line(attributes: str) -> str:
 
 def _rows(folder: Path, table: Table) -> Iterator[dict[str, str]]:
     """Yield the rows of all files of a set as text, files in the order of their names."""
-    import pandas
-
     optional = (table.product, table.title, table.attributes)
     wanted = [*table.texts, *table.joined, *(column for column in optional if column)]
     wanted += [*table.pairs, "label"] if table.pairs else []
     columns = list(dict.fromkeys(wanted))
     for file in sorted(folder.iterdir()):
-        if file.suffix == ".parquet":
-            frame = pandas.read_parquet(file)
-        elif file.name.endswith((".csv", ".csv.gz")):
-            frame = pandas.read_csv(file, keep_default_na=False, dtype=str)
-        else:
-            continue
-        missing = [column for column in columns if column not in frame.columns]
-        if missing:
-            raise DataError(
-                f"{file} has no column '{missing[0]}'; its columns are: "
-                f"{', '.join(map(str, frame.columns))}"
-            )
-        texts = [frame[column].fillna("").astype(str) for column in columns]
-        for values in zip(*texts, strict=True):
-            yield dict(zip(columns, values, strict=True))
+        if file.name.endswith(SUFFIXES):
+            yield from read_columns(file, columns)

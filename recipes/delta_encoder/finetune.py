@@ -38,7 +38,7 @@ from ...trainers.losses.label_cross_entropy import LabelCrossEntropyLoss
 from ...trainers.schedules import Constant
 from ...trainers.stream_sampler import PositionSampler
 from ...trainers.training_arguments import NestlingTrainingArguments
-from ..cli_errors import UsageError
+from ..cli_errors import UsageError, run_with_one_line
 from ..environment import PACKAGE_FOLDER, commit_of, environment_block
 from ..evaluation_file import write_json
 from ..precision import has_accelerator, has_fast_bf16
@@ -327,4 +327,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_with_one_line(main))

@@ -17,6 +17,7 @@ A finished cell is never run again, so a study can be stopped and continued. Wit
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import NamedTuple
 from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ...configuration.delta_budget import DeltaBudget
 from ...modeling.importance_ordering import measure_importance, reorder_by_importance
-from ..cli_errors import DataError
+from ..cli_errors import DataError, run_with_one_line
 from ..data.corpus import build_data
 from ..environment import environment_block
 from ..evaluation_file import write_json
@@ -239,4 +240,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_with_one_line(main))

@@ -348,3 +348,23 @@ def test_bench_names_missed_targets_and_gates_on_them(
 def test_doctor_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli._run(["doctor"]) == 0
     assert "C++ compiler" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["finetune", "study"])
+def test_a_script_shows_one_line(module: str, tmp_path: Path) -> None:
+    given = {
+        "finetune": [str(tmp_path), "--task", "match_wdc_computers"],
+        "study": ["recipe=delta_encoder/tiny", f"data.path={tmp_path / 'none.txt'}"],
+    }[module]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", f"nestling.recipes.delta_encoder.{module}", *given),
+            *("--output", str(tmp_path / "out")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == {"finetune": 4, "study": 3}[module]
+    assert done.stderr.splitlines()[-1].startswith("nestling: error: ")
+    assert "Traceback" not in done.stderr

@@ -1,10 +1,9 @@
 """Cross-entropy of class labels, of rows or of tokens."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..loss_term import LossSum, LossTerm
-from .masked_lm import IGNORED_LABEL
+from .masked_lm import cross_entropy_sum
 
 
 class LabelCrossEntropyLoss(LossTerm):
@@ -34,16 +33,4 @@ class LabelCrossEntropyLoss(LossTerm):
         Raises:
             ValueError: If the shapes do not fit.
         """
-        if logits.shape[:-1] != labels.shape:
-            raise ValueError(
-                f"label_cross_entropy: logits {tuple(logits.shape)} do not fit labels "
-                f"{tuple(labels.shape)}; labels must have the shape of logits without the last "
-                "dimension"
-            )
-        total = F.cross_entropy(
-            logits.float().flatten(0, -2),
-            labels.flatten(),
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
-        )
-        return LossSum(total, labels.ne(IGNORED_LABEL).sum())
+        return cross_entropy_sum(self.name, logits, labels)

@@ -29,6 +29,31 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
 
 
+def cross_entropy_sum(name: str, logits: Tensor, labels: Tensor) -> LossSum:
+    """Sum the cross-entropy over the labels that are not -100, in fp32, and count them.
+
+    Args:
+        name: of the loss term, for the error.
+        logits: `(..., classes)`.
+        labels: Classes of the leading shape.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"{name}: logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}; "
+            "labels must have the shape of logits without the last dimension"
+        )
+    total = F.cross_entropy(
+        logits.float().flatten(0, -2),
+        labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+    )
+    return LossSum(total, labels.ne(IGNORED_LABEL).sum())
+
+
 class MaskedLmLoss(LossTerm):
     """Cross-entropy summed over the labelled positions.
 
@@ -54,15 +79,4 @@ class MaskedLmLoss(LossTerm):
         Raises:
             ValueError: If the shapes do not fit.
         """
-        if logits.shape[:-1] != labels.shape:
-            raise ValueError(
-                f"masked_lm: logits {tuple(logits.shape)} do not fit labels {tuple(labels.shape)}; "
-                "labels must have the shape of logits without the last dimension"
-            )
-        total = F.cross_entropy(
-            logits.float().flatten(0, -2),
-            labels.flatten(),
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
-        )
-        return LossSum(total, labels.ne(IGNORED_LABEL).sum())
+        return cross_entropy_sum(self.name, logits, labels)
