@@ -116,6 +116,17 @@ def _check_terms(recipe: Recipe) -> None:
                 f"training.budgets_per_step>={fewest[key]} (now {training.budgets_per_step}) or "
                 f"{key}=0"
             )
+    distils = {**upgrades, "loss.cscf_weight": loss.cscf_weight}
+    if loss.teacher is None:
+        distils["loss.kd_weight"] = loss.kd_weight
+    if training.budget_sampling == "random":
+        for key, value in {**distils, "loss.preview_weight": loss.preview_weight}.items():
+            if value:
+                raise UsageError(
+                    f"{key} is {value}, which needs the largest budget at every step, but "
+                    "training.budget_sampling is random; set it to sandwich or fixed, or "
+                    f"{key}=0"
+                )
     for key, value in upgrades.items():
         if value and training.gradient_checkpointing:
             raise UsageError(

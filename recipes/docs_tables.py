@@ -18,6 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from .delta_encoder.evaluation_table import markdown_table
+from .delta_encoder.study_tables import (
+    ablation_table,
+    compute_table,
+    lattice_table,
+    tokens_table,
+)
 from .environment import PACKAGE_FOLDER
 from .evaluation_file import describe_flops, read_evaluation
 from .ladder_plot import plot_ladder
@@ -30,64 +36,6 @@ def ladder_table(evaluation: Mapping[str, Any]) -> str:
     """Return the ladder, and below it what its FLOPs count."""
     basis = f"FLOPs and times are those of one {describe_flops(evaluation)}."
     return f"{markdown_table(evaluation)}\n{basis}\n"
-
-
-def study_table(study: Mapping[str, Any]) -> str:
-    """Return one row per nested budget with 95 % intervals over seeds, and the comparison."""
-    methods = study["methods"]
-    rows = ["| budget | " + " | ".join(methods) + " |", "| --- |" + " ---: |" * len(methods)]
-    nested = methods["nested"]["budgets"]
-    for budget in sorted(nested, key=lambda name: nested[name]["flops"]):
-        measures = [method["budgets"].get(budget, {}) for method in methods.values()]
-        cells = [_interval(measure.get("cross_entropy")) for measure in measures]
-        rows.append(f"| {budget} | " + " | ".join(cells) + " |")
-    comparison = study.get("comparison")
-    for name, method in methods.items():
-        if "autc" in method:
-            area = "" if comparison else f"AUTC {_interval(method['autc'])}; "
-            violations = ", ".join(map(str, method["raw_violations"]))
-            rows += ["", f"{name}: {area}raw violations {violations}."]
-    if comparison:
-        rows += ["", *_comparison_rows(comparison, study["training"])]
-    return "\n".join(rows) + "\n"
-
-
-def _comparison_rows(comparison: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
-    """Return what the nested run gains, loses and costs against each alternative."""
-    columns = ("nested", "post-hoc", "separate")
-    costs = {name: training["methods"][name] for name in columns}
-    nested = costs["nested"]["training_flops"]
-    ratios = {**comparison["autc_ratio"], "nested": None}
-    table = {
-        "AUTC": [_interval(comparison["autc"][name]) for name in columns],
-        "AUTC, nested over this": [_interval(ratios[name]) for name in columns],
-        "training runs": [str(costs[name]["runs"]) for name in columns],
-        "tokens seen": [f"{costs[name]['tokens']:,}" for name in columns],
-        "training FLOPs": [f"{costs[name]['training_flops']:.3g}" for name in columns],
-        "training FLOPs, nested over this": [
-            "-" if name == "nested" else f"{nested / costs[name]['training_flops']:.2f}"
-            for name in columns
-        ],
-    }
-    gaps = comparison["gap_percent"]
-    return [
-        "| | nested | post-hoc | separate, all three |",
-        "| --- | ---: | ---: | ---: |",
-        *(f"| {title} | " + " | ".join(cells) + " |" for title, cells in table.items()),
-        "",
-        "| cross-entropy of nested above separate, % | " + " | ".join(gaps) + " |",
-        "| --- |" + " ---: |" * len(gaps),
-        "| mean | " + " | ".join(_interval(gap, 2) for gap in gaps.values()) + " |",
-    ]
-
-
-def _interval(measure: Mapping[str, Any] | None, digits: int = 3) -> str:
-    if measure is None:
-        return "-"
-    mean, low, high = (measure[key] for key in ("mean", "low", "high"))
-    if low is None:
-        return f"{mean:.{digits}f} (n = 1)"
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def bench_table(result: Mapping[str, Any]) -> str:
@@ -112,7 +60,10 @@ def _cell(value: object) -> str:
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "ladder": ladder_table,
-    "study": study_table,
+    "study_tokens": tokens_table,
+    "study_compute": compute_table,
+    "study_ablations": ablation_table,
+    "study_lattice": lattice_table,
     "bench": bench_table,
 }
 

@@ -171,8 +171,11 @@ class TrainingSection:
             and largest budget); the best model becomes output_dir/best. None evaluates at the end
             only and leaves no best/.
         save_total_limit: checkpoints to keep; the best one is among them.
+        budgets: budgets that are trained, as quoted text, or smallest, middle, largest, all; the
+            largest one must be among them.
         budgets_per_step: budgets in one optimizer step.
-        budget_sampling: sandwich (largest, smallest, some in between) or fixed (all).
+        budget_sampling: sandwich (largest, smallest, some in between), fixed (all of them) or
+            random (any of them, without the largest at every step).
         three_phase: packing, residualization, calibration. The weights of ``loss`` are then those
             of the original's phases, each in proportion to the value given.
         phase_ratios: share of the run of each phase; three numbers that sum to 1.
@@ -203,6 +206,7 @@ class TrainingSection:
     save_steps: int = 500
     eval_steps: int | None = None
     save_total_limit: int = 2
+    budgets: list[str] = field(default_factory=lambda: ["all"])
     budgets_per_step: int = 4
     budget_sampling: str = "sandwich"
     three_phase: bool = False
@@ -223,6 +227,8 @@ class LossSection:
 
     Attributes:
         masked_lm_weight: weight of the masked-LM term.
+        largest_share: share of the largest budget in that term, in (0, 1); the other budgets of a
+            step divide the rest. None gives all the same.
         kd_weight: weight of the distillation term (alpha_kd, originally 1.0).
         kd_temperature: softmax temperature of the distillation term.
         teacher: external teacher, a folder or a Hub name; None distils from the largest budget of
@@ -242,6 +248,7 @@ class LossSection:
     """
 
     masked_lm_weight: float = 1.0
+    largest_share: float | None = None
     kd_weight: float = 1.0
     kd_temperature: float = 1.0
     teacher: str | None = None
@@ -324,6 +331,6 @@ Recipe = DeltaEncoderRecipe
 
 DATA_SOURCES = ("embedded", "files", "hub", "ecommerce")
 EXPORT_FORMATS = ("auto", "native", "remote", "state-dict")
-BUDGET_SAMPLINGS = ("sandwich", "fixed")
+BUDGET_SAMPLINGS = ("sandwich", "fixed", "random")
 DELTA_KINDS = ("dense", "dictionary", "low_rank")
 ATTENTION_IMPLEMENTATIONS = ("auto", "sdpa", "eager", "flash_attention_2", "flex_attention")

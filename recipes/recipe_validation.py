@@ -33,6 +33,7 @@ _SHARES = {
     "model.delta_token_ratio": "(0, 1)",
     "model.drop_path": "[0, 1)",
     "training.survival_alpha": "[0, 1]",
+    "loss.largest_share": "(0, 1)",
 }
 _COUNTS = (
     "model.vocab_size model.hidden_size model.num_hidden_layers model.num_attention_heads "
@@ -188,6 +189,7 @@ def _check_budgets(recipe: Recipe) -> None:
     model = recipe.model
     for key, budgets in (
         ("model.extra_budgets", model.extra_budgets),
+        ("training.budgets", recipe.training.budgets),
         ("training.calibration_budgets", recipe.training.calibration_budgets),
         ("evaluation.budgets", recipe.evaluation.budgets),
         ("export.budgets", recipe.export.budgets),

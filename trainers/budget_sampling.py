@@ -141,6 +141,57 @@ class SandwichSampler(Generic[BudgetT]):
         return groups
 
 
+class RandomSampler(Generic[BudgetT]):
+    """Budgets drawn at random, without the sandwich rule: SortedNet's way of training.
+
+    Pure function of `(seed, step)`. A step runs `budgets_per_step` distinct budgets, each drawn
+    with the same chance, the one with most FLOPs first. Most steps therefore leave some
+    parameters without a gradient, and there is no largest budget to distil from.
+
+    Args:
+        budgets: Distinct budgets.
+        flops: FLOPs of each budget, in the same order.
+        budgets_per_step: How many a step runs, in 1..len(budgets).
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If the lists do not fit, budgets repeat, or a step cannot draw so many.
+
+    Source: SortedNet, https://arxiv.org/abs/2309.00255.
+    """
+
+    def __init__(
+        self,
+        budgets: Sequence[BudgetT],
+        flops: Sequence[float],
+        budgets_per_step: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if not budgets or len(budgets) != len(flops):
+            raise ValueError(
+                f"got {len(budgets)} budgets and {len(flops)} FLOP numbers; give one or more "
+                "budgets and one number for each"
+            )
+        if not 1 <= budgets_per_step <= len(budgets):
+            raise ValueError(
+                f"budgets_per_step is {budgets_per_step}, it must be in 1..{len(budgets)}, the "
+                "number of budgets"
+            )
+        _check_distinct(budgets)
+        largest_first = sorted(
+            zip(flops, budgets, strict=True), key=lambda pair: (-pair[0], str(pair[1]))
+        )
+        self._ordered = [budget for _, budget in largest_first]
+        self.budgets_per_step = budgets_per_step
+        self.seed = seed
+
+    def sample(self, step: int, total_steps: int = 0) -> tuple[BudgetT, ...]:
+        """Return the budgets of optimizer step `step` (from 0), the one with most FLOPs first."""
+        generator = random.Random(f"{self.seed}/random/{step}")
+        chosen = generator.sample(range(len(self._ordered)), self.budgets_per_step)
+        return tuple(self._ordered[index] for index in sorted(chosen))
+
+
 def _check_distinct(budgets: Sequence[PartiallyOrdered]) -> None:
     for index, budget in enumerate(budgets):
         if budget in budgets[:index]:

@@ -12,7 +12,13 @@ from .delta_weights import WEIGHT_TERMS, weight_losses
 from .document_unpacking import unpack_documents
 from .hook_state import Stateful
 from .hooked_trainer import HookedTrainer
-from .loss_term import LossSum, WeightedTerm, mean_over_models
+from .loss_term import (
+    LossSum,
+    WeightedTerm,
+    mean_over_models,
+    shares_of_models,
+    weighted_over_models,
+)
 from .losses.budget_penalty import ThresholdController, score_quantile
 from .losses.masked_lm import IGNORED_LABEL, token_losses
 from .step_plan import ROUTING_TERMS, StepPlan, StepPlanner
@@ -33,8 +39,9 @@ class DeltaEncoderTrainer(HookedTrainer):
     """Masked LM over the sampled budgets, and the terms of Delta-Matryoshka++.
 
     Loss of a step with budgets b_1 (largest), b_2 (smallest) … b_M:
-    `w_mlm(s) * mean_m CE(b_m) + w_kd(s) * mean_{m in students} tau^2 KL(teacher || b_m)` and the
-    other terms, each with its weight. In place (`teacher=None`) the teacher is b_1, detached, and
+    `w_mlm(s) * sum_m p_m CE(b_m) + w_kd(s) * mean_{m in students} tau^2 KL(teacher || b_m)` and
+    the other terms, each with its weight. The shares p_m are `largest_share` for b_1 and equal for
+    the others. In place (`teacher=None`) the teacher is b_1, detached, and
     the students are b_2 ... b_M; with an external teacher every budget is a student. A routed pass
     is one more budget. An upgrade pass counts in `delta_residual` and `monotone_upgrade` only: in
     it the smallest budget gets no gradient, so neither can make that one worse.
@@ -49,6 +56,8 @@ class DeltaEncoderTrainer(HookedTrainer):
         terms: Terms with their weight schedules, `masked_lm` and any others of this package.
         teacher: A masked LM with the same vocabulary. It sees each packed document on a row of
             its own, so any architecture will do. It runs in eval mode without gradient.
+        largest_share: Share of the largest budget in the masked-LM term, in (0, 1); None gives
+            every budget of a step the same.
         eval_budgets: Budgets that `evaluate` measures; none gives the loss of the whole model.
         kwargs: Further arguments of `HookedTrainer`.
 
@@ -65,10 +74,12 @@ class DeltaEncoderTrainer(HookedTrainer):
         planner: StepPlanner | BudgetSampler[Any],
         terms: Sequence[WeightedTerm],
         teacher: PreTrainedModel | None = None,
+        largest_share: float | None = None,
         eval_budgets: Sequence[Any] = (),
         **kwargs: Any,
     ) -> None:
         self.planner = planner if isinstance(planner, StepPlanner) else StepPlanner(planner)
+        self.largest_share = largest_share
         self.eval_budgets = tuple(eval_budgets)
         self.threshold = ThresholdController()
         self._scores: list[Tensor] = []
@@ -126,7 +137,8 @@ class DeltaEncoderTrainer(HookedTrainer):
         losses: dict[str, LossSum] = {}
         if "masked_lm" in self.terms:
             term = self.terms["masked_lm"].term
-            losses["masked_lm"] = mean_over_models([term(z, targets) for z in logits])
+            shares = shares_of_models(len(logits), self.largest_share)
+            losses["masked_lm"] = weighted_over_models([term(z, targets) for z in logits], shares)
         if weights.get("distillation"):
             losses["distillation"] = self._distil(batch, logits)
         if plan.upgrade is not None:

@@ -84,5 +84,37 @@ def mean_over_models(losses: Sequence[LossSum]) -> LossSum:
     """
     if not losses:
         raise ValueError("mean_over_models got no losses: pass at least one sub-model")
-    total = torch.stack([loss.total for loss in losses]).mean()
+    return weighted_over_models(losses, [1 / len(losses)] * len(losses))
+
+
+def weighted_over_models(losses: Sequence[LossSum], shares: Sequence[float]) -> LossSum:
+    """Average one term over several sub-models with a share for each: `sum_m share_m * total_m`.
+
+    Args:
+        losses: One `LossSum` per sub-model, all over the same units.
+        shares: Shares that sum to 1, in the same order.
+
+    Raises:
+        ValueError: If there are not as many shares as losses, or none.
+    """
+    if not losses or len(losses) != len(shares):
+        raise ValueError(
+            f"got {len(losses)} losses and {len(shares)} shares; give one or more losses and a "
+            "share for each"
+        )
+    weights = torch.tensor(shares, dtype=torch.float32, device=losses[0].total.device)
+    total = (torch.stack([loss.total for loss in losses]) * weights).sum()
     return LossSum(total, losses[0].count)
+
+
+def shares_of_models(count: int, largest: float | None) -> list[float]:
+    """Return the share of each sub-model of a step, the largest first.
+
+    Args:
+        count: Sub-models of the step.
+        largest: Share of the largest one in (0, 1), the others divide the rest evenly; None gives
+            all the same. A sub-model alone has share 1.
+    """
+    if largest is None or count == 1:
+        return [1 / count] * count
+    return [largest, *[(1 - largest) / (count - 1)] * (count - 1)]

@@ -4,7 +4,7 @@ from typing import Any
 
 from ...configuration.budget import ends_of, select_budgets
 from ...configuration.delta_budget import DeltaBudget
-from ...trainers.budget_sampling import BudgetSampler, SandwichSampler
+from ...trainers.budget_sampling import BudgetSampler, RandomSampler, SandwichSampler
 from ...trainers.losses.cross_scale_features import relative_taps
 from ...trainers.phased_sampling import (
     AlternatingSampler,
@@ -38,8 +38,12 @@ def planner_of(recipe: DeltaEncoderRecipe, config: Any) -> StepPlanner:
 
 def sampler_of(recipe: DeltaEncoderRecipe, config: Any) -> BudgetSampler[DeltaBudget]:
     """Return what draws the budgets of each step."""
-    training, seed, budgets = recipe.training, recipe.seed, config.budget_list()
+    training, seed = recipe.training, recipe.seed
+    budgets = trained_budgets(recipe, config)
     costs = {budget: budget.flops(config, recipe.data.max_length) for budget in budgets}
+
+    if training.budget_sampling == "random":
+        return RandomSampler(budgets, list(costs.values()), training.budgets_per_step, seed)
 
     def sandwich(chosen: list[DeltaBudget], mode: Any = "sandwich") -> SandwichSampler[DeltaBudget]:
         flops = [costs[budget] for budget in chosen]
@@ -70,6 +74,11 @@ def sampler_of(recipe: DeltaEncoderRecipe, config: Any) -> BudgetSampler[DeltaBu
             "fixed": sandwich(fixed, "fixed"),
         },
     )
+
+
+def trained_budgets(recipe: DeltaEncoderRecipe, config: Any) -> list[DeltaBudget]:
+    """Return the budgets that training draws from."""
+    return select_budgets(recipe.training.budgets, config)
 
 
 def base_budget(config: Any) -> DeltaBudget:

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from ...configuration.budget import NAMED_BUDGETS, select_budgets
 from ...configuration.configuration_delta_encoder import (
@@ -63,11 +63,13 @@ def build_model(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderF
 
 
 def _continue_from(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderForMaskedLM:
-    """Load a ModernBERT-family checkpoint, sort its units and add the parts it lacks."""
+    """Load a ModernBERT-family checkpoint or a nested model, sort units, add missing parts."""
     section = recipe.model
     name = str(section.init_from)
     try:
-        model = load_modernbert(name)
+        is_nested = AutoConfig.from_pretrained(name).model_type == DeltaEncoderConfig.model_type
+        load = DeltaEncoderForMaskedLM.from_pretrained if is_nested else load_modernbert
+        model = load(name)
     except OSError as error:
         raise _unreadable("model.init_from", name, error) from error
     if section.reorder_by_importance:
@@ -198,6 +200,7 @@ def build_trainer(
         planner=planner_of(recipe, model.config),
         terms=loss_terms(recipe, model.config),
         teacher=teacher,
+        largest_share=loss.largest_share,
         eval_budgets=select_budgets(NAMED_BUDGETS, model.config)
         if recipe.training.eval_steps
         else (),
@@ -269,8 +272,10 @@ def training_arguments(recipe: DeltaEncoderRecipe, streaming: bool) -> NestlingT
         # Each new best model is saved, and kept however many checkpoints follow.
         metric_for_best_model="loss" if section.eval_steps else None,
         greater_is_better=False if section.eval_steps else None,
-        # The preview network has no part in steps without a routed pass.
-        ddp_find_unused_parameters=recipe.model.token_routing,
+        # The preview network has no part in steps without a routed pass; random budgets leave
+        # parts of the largest one out.
+        ddp_find_unused_parameters=recipe.model.token_routing
+        or section.budget_sampling == "random",
         prediction_loss_only=True,
         report_to=section.report_to,
         use_cpu=section.use_cpu or not has_accelerator(),
@@ -313,4 +318,3 @@ def first_batches(recipe: DeltaEncoderRecipe, data: PreparedData) -> Iterator[di
         batch = list(islice(stream, size))
         if batch:
             yield collate(batch)
-

@@ -1,27 +1,29 @@
-"""One nested run against the alternatives a user has, cell by cell (method x seed).
+"""One nested run against its rivals, and against itself with one part changed, cell by cell.
 
     python -m nestling.recipes.delta_encoder.study recipe=delta_encoder/ecommerce \
-        --seeds 0 1 2 --output runs/study
+        --seeds 0 1 2 --tables tokens compute ablations --output runs/study
 
-Methods, all on the same rows for the same number of optimizer steps:
+Tables:
 
-* ``nested``: the recipe as it is; every budget comes out of one run.
-* ``separate-largest``, ``-middle``, ``-smallest``: a model of that shape trained alone.
-* ``post-hoc``: the separately trained largest model, sorted by importance and sliced without
-  further training.
+* ``tokens``: every method of `study_methods` sees the rows in as many optimizer steps as ours.
+* ``compute``: every method has the training FLOPs of ours; cheaper steps mean more of them. The
+  three separately trained models share them.
+* ``ablations``: ours with one part added or removed (`study_ablations`), at equal tokens.
 
-A finished cell is never run again, so a study can be stopped and continued. With
-``--reevaluate`` nothing is trained: the models of all finished cells are measured again, by the
-``evaluation`` keys of the recipe given now.
+A finished cell is never run again, so a study can be stopped and continued, and several processes
+can work on one study with other seeds. With ``--reevaluate`` nothing is trained: the models of all
+finished cells are measured again, by the ``evaluation`` keys of the recipe given now.
 """
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerFast
 
 from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ...configuration.delta_budget import DeltaBudget
@@ -31,43 +33,110 @@ from ..data.corpus import build_data
 from ..environment import environment_block
 from ..evaluation_file import write_json
 from ..recipe_loader import load_recipe
-from ..recipe_schema import DeltaEncoderRecipe, LossSection
-from .build import first_batches, lattice_of, scratch_config
+from ..recipe_schema import DeltaEncoderRecipe
+from .budget_plan import trained_budgets
+from .build import first_batches, scratch_config
 from .evaluate import evaluate_folder, evaluate_run
 from .evaluation_inputs import open_run
 from .evaluation_summary import named_budgets
-from .study_summary import METHODS, complete_seeds, plot_study, read_cells, summarise
+from .study_ablations import ABLATION_CHANGES
+from .study_cells import ABLATIONS, COMPUTE, TABLES, TOKENS, cell_folder, read_cells
+from .study_costs import TrainingCost, total_cost, total_steps, training_cost
+from .study_methods import FIRST_RUN, METHODS, NESTED, POST_HOC, SEPARATE, SHAPES, stages_of
+from .study_plot import plot_study
+from .study_summary import SCHEMA_VERSION, summarise
 from .train import METRICS_FILE, MODEL_FOLDER, prepare, train
 
 logger = logging.getLogger(__name__)
 
-SHAPES = ("largest", "middle", "smallest")
 SUMMARY_FILE = "study.json"
+ALONE = tuple(f"{SEPARATE}-{shape}" for shape in SHAPES)
 
 
 class Study(NamedTuple):
     """A study ready to run.
 
     Attributes:
+        arguments: what the recipe was loaded from; an ablation adds its changes.
         recipe: the nested recipe on the prepared rows.
+        tokenizer: of the rows.
         config: configuration of the nested model.
         counts: ``rows`` and ``tokens`` of the training split.
         folder: folder of the study.
     """
 
+    arguments: tuple[str, ...]
     recipe: DeltaEncoderRecipe
+    tokenizer: PreTrainedTokenizerFast
     config: DeltaEncoderConfig
     counts: dict[str, int]
     folder: Path
 
+    def named(self) -> dict[str, DeltaBudget]:
+        """Return the budgets that have a name."""
+        found = named_budgets(self.config)
+        return {name: DeltaBudget.parse(budget) for name, budget in found.items()}
 
-def run_study(recipe: DeltaEncoderRecipe, seeds: Sequence[int], output: Path) -> Path:
+    def stages(self, table: str, method: str, seed: int, steps: int) -> list[DeltaEncoderRecipe]:
+        """Return the recipes of the training runs of a cell."""
+        recipe, rule = self.recipe, method
+        if table == ABLATIONS:
+            changed = load_recipe([*self.arguments, *ABLATION_CHANGES[method]])
+            recipe, rule = replace(changed, data=recipe.data), NESTED
+        folder = cell_folder(self.folder, table, method, seed)
+        return stages_of(rule, recipe, self.named(), steps=steps, seed=seed, folder=folder)
+
+    def cost(self, stages: Sequence[DeltaEncoderRecipe]) -> TrainingCost:
+        """Return what the runs of a cell cost."""
+        return total_cost(
+            [
+                training_cost(stage, scratch_config(stage, self.tokenizer), self.counts)
+                for stage in stages
+            ]
+        )
+
+    def steps(self, table: str, method: str) -> int:
+        """Return the optimizer steps of a cell, all its runs together."""
+        steps = total_steps(self.recipe, self.counts)
+        if table != COMPUTE or method == NESTED:
+            return steps
+        sharing = ALONE if method in ALONE else (method,)
+        theirs = sum(self.cost(self.stages(TOKENS, m, 0, steps)).flops for m in sharing)
+        ours = self.cost(self.stages(TOKENS, NESTED, 0, steps)).flops
+        return max(1, round(steps * ours / theirs))
+
+
+def open_study(arguments: Sequence[str], folder: Path) -> Study:
+    """Prepare the rows of a study, once."""
+    recipe = load_recipe(arguments)
+    data_folder = prepare(replace(recipe, output_dir=str(folder)))
+    recipe = replace(recipe, data=replace(recipe.data, pretokenized_path=str(data_folder)))
+    prepared = build_data(recipe.data, recipe.seed)
+    config = scratch_config(recipe, prepared.tokenizer)
+    counts = prepared.manifest["counts"]["train"]
+    return Study(tuple(arguments), recipe, prepared.tokenizer, config, counts, folder)
+
+
+def methods_of(table: str) -> list[str]:
+    """Return the methods that have cells in a table; ours has its cells among ``tokens``."""
+    if table == ABLATIONS:
+        return list(ABLATION_CHANGES)
+    return [method for method in METHODS if table == TOKENS or method != NESTED]
+
+
+def run_study(
+    study: Study,
+    seeds: Sequence[int],
+    tables: Sequence[str] = TABLES,
+    methods: Sequence[str] | None = None,
+) -> Path:
     """Run every cell that is not finished and write the summary of those that are.
 
     Args:
-        recipe: the nested recipe, trained from scratch; its data are prepared once.
+        study: from `open_study`.
         seeds: seeds of initialisation, order and masks.
-        output: folder of the study.
+        tables: which tables to fill.
+        methods: only these methods of them; None runs all.
 
     Returns:
         The summary file.
@@ -75,72 +144,105 @@ def run_study(recipe: DeltaEncoderRecipe, seeds: Sequence[int], output: Path) ->
     Raises:
         DataError: if finished cells were measured in different ways.
     """
-    study = _open_study(recipe, output)
-    read_cells(output)  # Cells that do not compare are found before hours of training.
-    budgets = {name: DeltaBudget.parse(b) for name, b in named_budgets(study.config).items()}
-    for seed in seeds:
-        for method in ("nested", *(f"separate-{shape}" for shape in SHAPES)):
-            cell = cell_recipe(study.recipe, method, seed, budgets, output / f"{method}-{seed}")
-            _train_cell(cell)
-        if not (output / f"post-hoc-{seed}" / METRICS_FILE).is_file():
-            _measure_post_hoc(study.recipe, output, seed)
-        _write_summary(study)
-    return output / SUMMARY_FILE
+    read_cells(study.folder)  # Cells that do not compare are found before hours of training.
+    for table in tables:
+        chosen = [m for m in methods_of(table) if methods is None or m in methods]
+        for seed in seeds:
+            for method in chosen:
+                _run_cell(study, table, method, seed)
+            _write_summary(study)
+    return study.folder / SUMMARY_FILE
 
 
-def reevaluate_study(recipe: DeltaEncoderRecipe, output: Path) -> Path:
+def reevaluate_study(study: Study) -> Path:
     """Measure the model of every finished cell again and write the summary; train nothing.
-
-    Args:
-        recipe: the nested recipe; its ``evaluation`` keys replace those the cells were run with.
-        output: folder of the study.
-
-    Returns:
-        The summary file.
 
     Raises:
         DataError: if no cell is finished.
     """
-    study = _open_study(recipe, output)
-    changes = _evaluation_changes(study.recipe)
     finished = [
-        (method, int(number))
-        for method in METHODS
-        for folder in sorted(output.glob(f"{method}-*"))
-        if (number := folder.name.removeprefix(f"{method}-")).isdigit()
-        and (folder / METRICS_FILE).is_file()
+        (table, path.parent)
+        for table in TABLES
+        for path in sorted((study.folder / table).glob(f"*/{METRICS_FILE}"))
     ]
     if not finished:
-        raise DataError(f"{output} has no finished cell; run the study without --reevaluate first")
-    for method, seed in finished:
-        folder = output / f"{method}-{seed}"
-        logger.info("measuring %s again", folder.name)
-        if method == "post-hoc":
-            _measure_post_hoc(study.recipe, output, seed, changes)
-        else:
-            evaluate_folder(folder / MODEL_FOLDER, folder / METRICS_FILE, changes)
+        raise DataError(
+            f"{study.folder} has no finished cell; run the study without --reevaluate first"
+        )
+    changes = _evaluation_changes(study.recipe)
+    for _, folder in finished:
+        logger.info("measuring %s again", folder)
+        _measure(folder, changes)
     _write_summary(study)
-    return output / SUMMARY_FILE
+    return study.folder / SUMMARY_FILE
 
 
-def _open_study(recipe: DeltaEncoderRecipe, output: Path) -> Study:
-    data_folder = prepare(replace(recipe, output_dir=str(output)))
-    recipe = replace(recipe, data=replace(recipe.data, pretokenized_path=str(data_folder)))
-    prepared = build_data(recipe.data, recipe.seed)
-    config = scratch_config(recipe, prepared.tokenizer)
-    return Study(recipe, config, prepared.manifest["counts"]["train"], output)
+def _run_cell(study: Study, table: str, method: str, seed: int) -> None:
+    folder = cell_folder(study.folder, table, method, seed)
+    if (folder / METRICS_FILE).is_file():
+        logger.info("%s is finished", folder)
+        return
+    logger.info("running %s", folder)
+    for stage in study.stages(table, method, seed, study.steps(table, method)):
+        if not (Path(stage.output_dir) / METRICS_FILE).is_file():
+            train(stage, resume=True)
+    if method == POST_HOC:
+        _measure(folder)  # Its only run is not the cell: what it left is sorted first.
+
+
+def _measure(folder: Path, changes: Sequence[str] = ()) -> None:
+    """Measure a cell; the units of a model without nesting are sorted before it is cut."""
+    if not folder.name.startswith(f"{POST_HOC}-"):
+        evaluate_folder(folder / MODEL_FOLDER, folder / METRICS_FILE, changes)
+        return
+    run = open_run(folder / FIRST_RUN / MODEL_FOLDER, changes)
+    prepared = build_data(run.recipe.data, run.recipe.seed)
+    scores = measure_importance(run.model, first_batches(run.recipe, prepared))
+    reorder_by_importance(run.model, scores)
+    write_json(folder / METRICS_FILE, evaluate_run(run, ["all"]))
 
 
 def _write_summary(study: Study) -> None:
-    """Sum up the finished cells and draw the first seed that has all of them."""
+    """Sum up the finished cells and draw the methods at equal tokens."""
     cells = read_cells(study.folder)
-    seeds = sorted({seed for of_method in cells.values() for seed in of_method})
     named = named_budgets(study.config)
-    summary = summarise(cells, study.recipe, study.config, study.counts)
-    summary["environment"] = environment_block(seeds)
+    costs: dict[str, dict[str, Any]] = {}
+    trained: dict[str, list[str]] = {}
+    for table in TABLES:
+        of_table = cells.get(table, {})
+        for method in (NESTED, *(m for m in methods_of(table) if m in of_table and m != NESTED)):
+            home = TOKENS if method == NESTED else table
+            stages = study.stages(home, method, 0, study.steps(home, method))
+            costs.setdefault(table, {})[method] = asdict(study.cost(stages))
+            last = stages[-1]
+            budgets = trained_budgets(last, scratch_config(last, study.tokenizer))
+            trained[method] = [str(budget) for budget in budgets]
+        alone = [TrainingCost(**costs[table][m]) for m in ALONE if m in costs.get(table, {})]
+        if len(alone) == len(ALONE):
+            costs[table][SEPARATE] = asdict(total_cost(alone))
+            trained[SEPARATE] = list(named.values())
+    section = study.recipe.training
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "study",
+        "family": study.recipe.family,
+        "named_budgets": named,
+        "equal": {
+            "rows_per_step": section.batch_size * section.gradient_accumulation_steps,
+            "max_length": study.recipe.data.max_length,
+            "lr": section.lr,
+        },
+        "training_split": dict(study.counts),
+        "changes": {name: list(changes) for name, changes in ABLATION_CHANGES.items()},
+        "tables": summarise(cells, named, costs, trained),
+        "environment": environment_block(sorted(_seeds_of(cells))),
+    }
     write_json(study.folder / SUMMARY_FILE, summary)
-    if complete := complete_seeds(cells):
-        plot_study(cells, complete[0], named, study.folder / SUMMARY_FILE)
+    plot_study(summary, study.folder / SUMMARY_FILE)
+
+
+def _seeds_of(cells: Any) -> set[int]:
+    return {seed for table in cells.values() for of_method in table.values() for seed in of_method}
 
 
 def _evaluation_changes(recipe: DeltaEncoderRecipe) -> list[str]:
@@ -152,91 +254,31 @@ def _evaluation_changes(recipe: DeltaEncoderRecipe) -> list[str]:
     return [*changes, f"data.pretokenized_path={recipe.data.pretokenized_path}"]
 
 
-def cell_recipe(
-    recipe: DeltaEncoderRecipe,
-    method: str,
-    seed: int,
-    budgets: dict[str, DeltaBudget],
-    folder: Path,
-) -> DeltaEncoderRecipe:
-    """Return the recipe of one cell; separate models have one budget and masked LM alone."""
-    cell = replace(
-        recipe,
-        seed=seed,
-        output_dir=str(folder),
-        export=replace(recipe.export, budgets=[]),
-        evaluation=replace(recipe.evaluation, latency=False),
-    )
-    if method == "nested":
-        return cell
-    budget = budgets[method.removeprefix("separate-")]
-    section = recipe.model
-    head_dim = section.head_dim or section.hidden_size // section.num_attention_heads
-    width = budget.layer_widths()[0]
-    model = replace(
-        section,
-        hidden_size=budget.hidden or section.hidden_size,
-        head_dim=head_dim,
-        num_attention_heads=budget.heads,
-        num_hidden_layers=budget.depth,
-        intermediate_size=int(width * section.intermediate_size + 1e-4),
-        width_budgets=[1.0],
-        head_budgets=[budget.heads],
-        depth_budgets=[budget.depth],
-        extra_budgets=[],
-        delta="dense",
-        conditioned_norms=False,
-        exit_affine=False,
-        token_routing=False,
-        delta_token_ratio=None,
-        drop_path=0.0,
-    )
-    training = replace(
-        recipe.training, budgets_per_step=1, three_phase=False, survival_alpha=None
-    )
-    loss = LossSection(masked_lm_weight=recipe.loss.masked_lm_weight)
-    return replace(cell, model=model, loss=replace(loss, kd_weight=0.0), training=training)
-
-
-def _train_cell(cell: DeltaEncoderRecipe) -> None:
-    folder = Path(cell.output_dir)
-    if (folder / METRICS_FILE).is_file():
-        logger.info("%s is finished", folder.name)
-        return
-    logger.info("running %s", folder.name)
-    train(cell, resume=True)
-
-
-def _measure_post_hoc(
-    recipe: DeltaEncoderRecipe, output: Path, seed: int, changes: Sequence[str] = ()
-) -> None:
-    """Slice a model that never saw a smaller budget, its units sorted by importance."""
-    run = open_run(output / f"separate-largest-{seed}" / MODEL_FOLDER, changes)
-    model = run.model
-    prepared = build_data(run.recipe.data, run.recipe.seed)
-    reorder_by_importance(model, measure_importance(model, first_batches(run.recipe, prepared)))
-    model.config.budgets = [str(budget) for budget in lattice_of(recipe.model, model.config)]
-    folder = output / f"post-hoc-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / METRICS_FILE, evaluate_run(run, ["all"]))
-
-
 def main() -> None:
     """Run a study from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", nargs="+", help="recipe=NAME and key=value changes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=[*METHODS, *ABLATION_CHANGES],
+        help="only these methods and ablations",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the study")
     parser.add_argument(
         "--reevaluate", action="store_true", help="measure finished cells again, train nothing"
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe = load_recipe(arguments.recipe)
+    study = open_study(arguments.recipe, arguments.output)
     if arguments.reevaluate:
-        reevaluate_study(recipe, arguments.output)
+        reevaluate_study(study)
     else:
-        run_study(recipe, arguments.seeds, arguments.output)
+        run_study(study, arguments.seeds, arguments.tables, arguments.methods)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What training cost each method of a study: tokens seen and FLOPs, by formula."""
+"""What training costs: steps, tokens seen and FLOPs of a run, by formula."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from statistics import fmean
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...configuration.delta_budget import DeltaBudget
@@ -14,37 +13,57 @@ from .loss_terms import weight_schedules
 from .step_flops import FORWARD_AND_BACKWARD, forward_flops
 
 
-def training_costs(
-    recipe: DeltaEncoderRecipe,
-    config: Any,
-    counts: Mapping[str, int],
-    named: Mapping[str, str],
-    seeds: Sequence[int],
-) -> dict[str, Any]:
-    """Return what every method of a study costs to train.
+@dataclass(frozen=True)
+class TrainingCost:
+    """Cost of training.
 
-    A step costs 3 forward passes (see `forward_flops`). The cost of the nested run is summed over
-    the passes its steps really run, and averaged over ``seeds``. Rows count in full length;
-    an external teacher and the few batches that sort units for post-hoc slicing are not counted.
+    Attributes:
+        runs: training runs.
+        steps: optimizer steps of all runs.
+        tokens: tokens seen, padding excluded; a token counts at every pass over the data.
+        flops: floating-point operations.
+    """
+
+    runs: int
+    steps: int
+    tokens: int
+    flops: float
+
+    def __add__(self, other: "TrainingCost") -> "TrainingCost":
+        """Add two costs."""
+        mine, theirs = asdict(self), asdict(other)
+        return TrainingCost(**{name: mine[name] + theirs[name] for name in mine})
+
+
+def total_steps(recipe: DeltaEncoderRecipe, counts: Mapping[str, int]) -> int:
+    """Return the optimizer steps of a run on ``counts["rows"]`` rows."""
+    training = recipe.training
+    rows_per_step = training.batch_size * training.gradient_accumulation_steps
+    epochs = training.epochs or 1.0
+    return training.max_steps or math.ceil(epochs * (counts["rows"] // rows_per_step))
+
+
+def training_cost(
+    recipe: DeltaEncoderRecipe, config: Any, counts: Mapping[str, int]
+) -> TrainingCost:
+    """Return the cost of one training run.
+
+    A step costs 3 forward passes (see `forward_flops`), and one forward pass of the teacher where
+    it is another model of the same sizes. The sum runs over the passes that the steps really run.
+    Rows count in full length; the few batches that sort units by importance are not counted.
 
     Args:
-        recipe: the nested recipe.
-        config: configuration of the nested model.
+        recipe: the recipe of the run.
+        config: configuration of its model.
         counts: ``rows`` and ``tokens`` of the training split.
-        named: budget of ``smallest``, ``middle`` and ``largest``.
-        seeds: seeds of the nested runs.
-
-    Returns:
-        ``methods``: per method its ``runs``, ``tokens`` seen (padding excluded) and
-        ``training_flops``; ``separate`` is the sum of the three models. ``nested_over_largest``
-        and ``nested_over_separate`` are ratios of training FLOPs.
     """
     training, length = recipe.training, recipe.data.max_length
     rows_per_step = training.batch_size * training.gradient_accumulation_steps
-    steps = training.max_steps or math.ceil(
-        (training.epochs or 1.0) * (counts["rows"] // rows_per_step)
-    )
+    steps = total_steps(recipe, counts)
     predicted = rows_per_step * round(recipe.data.mlm_probability * length)
+    sizes = config, length, rows_per_step, predicted
+    taught = recipe.loss.teacher is not None and recipe.loss.kd_weight > 0
+    teacher = forward_flops([DeltaBudget.full(config)], *sizes) if taught else 0
     known: dict[StepPlan, int] = {}
 
     def cost(plan: StepPlan) -> int:
@@ -52,46 +71,31 @@ def training_costs(
         if plan not in known:
             forward = forward_flops(
                 plan.budgets,
-                config,
-                length,
-                rows_per_step,
-                predicted,
+                *sizes,
                 routed=plan.routed,
                 upgrade=plan.upgrade[0] if plan.upgrade else None,
             )
-            known[plan] = FORWARD_AND_BACKWARD * forward
+            known[plan] = FORWARD_AND_BACKWARD * forward + teacher
         return known[plan]
 
-    schedules = weight_schedules(recipe)
-    weights = [{n: weight(step, steps) for n, weight in schedules.items()} for step in range(steps)]
-    planners = [planner_of(replace(recipe, seed=seed), config) for seed in seeds]
-    nested = fmean(
-        sum(cost(planner.plan(step, steps, weights[step])) for step in range(steps))
-        for planner in planners
+    schedules, planner = weight_schedules(recipe), planner_of(recipe, config)
+    flops = sum(
+        cost(planner.plan(step, steps, {name: at(step, steps) for name, at in schedules.items()}))
+        for step in range(steps)
     )
-    alone = {
-        name: steps * cost(StepPlan((DeltaBudget.parse(budget),)))
-        for name, budget in named.items()
-    }
     tokens = round(steps * rows_per_step * counts["tokens"] / counts["rows"])
-    flops = {
-        "nested": nested,
-        "post-hoc": alone["largest"],
-        **{f"separate-{name}": cost for name, cost in alone.items()},
-    }
-    total = sum(alone.values())
-    methods = {
-        name: {"runs": 1, "tokens": tokens, "training_flops": cost}
-        for name, cost in flops.items()
-    }
-    methods["separate"] = {
-        "runs": len(alone),
-        "tokens": tokens * len(alone),
-        "training_flops": total,
-    }
-    return {
-        "steps": steps,
-        "methods": methods,
-        "nested_over_largest": nested / alone["largest"],
-        "nested_over_separate": nested / total,
-    }
+    return TrainingCost(1, steps, tokens, float(flops))
+
+
+def total_cost(costs: Sequence[TrainingCost]) -> TrainingCost:
+    """Add the costs of several runs.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not costs:
+        raise ValueError("total_cost got no run; give one or more")
+    first, *others = costs
+    for other in others:
+        first = first + other
+    return first

@@ -1,189 +1,160 @@
 """Means and intervals over the finished cells of a study."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ...trainers.metrics.autc import area_under_tradeoff_curve, autc_ratio
-from ..cli_errors import DataError
-from ..evaluation_file import predicted_tokens_of, read_evaluation
-from ..ladder_plot import plot_ladder
-from ..recipe_schema import DeltaEncoderRecipe
-from .evaluation_summary import named_budgets
-from .study_costs import training_costs
-from .train import METRICS_FILE
+from ...trainers.metrics.autc import area_under_tradeoff_curve
+from .study_cells import ABLATIONS, COMPUTE, TOKENS, Cells
+from .study_methods import METHODS, NESTED, SEPARATE, SHAPES
 
-SCHEMA_VERSION = 1
-METHODS = ("nested", "post-hoc", "separate-smallest", "separate-middle", "separate-largest")
-Cells = Mapping[str, Mapping[int, dict[str, Any]]]
-
-
-def read_cells(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """Read the finished cells of a study: method -> seed -> evaluation.
-
-    Args:
-        folder: folder of the study; a cell is ``METHOD-SEED/metrics.json``.
-
-    Raises:
-        DataError: if cells were measured on other rows, or their FLOPs count other work.
-    """
-    cells: dict[str, dict[int, dict[str, Any]]] = {}
-    measures: dict[tuple[Any, ...], str] = {}
-    for method in METHODS:
-        for path in folder.glob(f"{method}-*/{METRICS_FILE}"):
-            seed = path.parent.name.removeprefix(f"{method}-")
-            if seed.isdigit():
-                cell = cells.setdefault(method, {})[int(seed)] = read_evaluation(path)
-                measures.setdefault(_measure_of(cell), path.parent.name)
-    if len(measures) > 1:
-        raise DataError(
-            f"cells of {folder} were measured in different ways and do not compare: "
-            f"{' and '.join(measures.values())}; measure all of them again with --reevaluate"
-        )
-    return {method: dict(sorted(cells[method].items())) for method in METHODS if method in cells}
-
-
-def _measure_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    data = cell["data"]
-    rows = data.get("rows"), data.get("calibration_rows", 0)
-    return cell["sequence_length"], predicted_tokens_of(cell), *rows
-
-
-def complete_seeds(cells: Cells) -> list[int]:
-    """Return the seeds for which every method has a finished cell."""
-    return sorted(set.intersection(*(set(cells.get(method, {})) for method in METHODS)))
+SCHEMA_VERSION = 2
+Entries = Sequence[Mapping[str, Any]]
 
 
 def summarise(
-    cells: Cells, recipe: DeltaEncoderRecipe, config: Any, counts: Mapping[str, int]
+    cells: Cells,
+    named: Mapping[str, str],
+    costs: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    trained: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """Sum up the finished cells.
+    """Sum up the finished cells, table by table.
+
+    The cells of the nested model belong to all tables. The three separately trained models also
+    count as one method, ``separate``, whose budgets they are.
 
     Args:
         cells: what `read_cells` returns.
-        recipe: the nested recipe.
-        config: configuration of the nested model.
-        counts: ``rows`` and ``tokens`` of the training split.
+        named: budget of ``smallest``, ``middle`` and ``largest``.
+        costs: table -> method -> cost of a cell.
+        trained: method -> budgets that its training runs.
 
     Returns:
-        ``methods``: per method its seeds, and per budget the mean cross-entropy and accuracy with
-        95 % t-intervals (None below 2 seeds); ``comparison`` (see `compare`); ``training`` (see
-        `training_costs`); and what was held equal.
+        Table -> ``methods``; see `method_summary` for one of them.
     """
-    named = named_budgets(config)
-    methods: dict[str, Any] = {}
-    for method, of_method in cells.items():
-        budgets = _budgets(method, of_method, named)
-        methods[method] = {"seeds": list(of_method), "budgets": budgets}
-        if method in ("nested", "post-hoc"):
-            summaries = [cell["summary"] for cell in of_method.values()]
-            methods[method]["autc"] = interval([s["autc"] for s in summaries])
-            for key in ("raw_violations", "alias_violations"):
-                methods[method][key] = [s["monotonicity"][key] for s in summaries]
-    section, seeds = recipe.training, list(cells.get("nested", {})) or [recipe.seed]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "study",
-        "family": recipe.family,
-        "named_budgets": named,
-        "equal": {
-            "max_steps": section.max_steps,
-            "epochs": section.epochs,
-            "rows_per_step": section.batch_size * section.gradient_accumulation_steps,
-            "max_length": recipe.data.max_length,
-            "lr": section.lr,
-        },
-        "methods": methods,
-        "comparison": compare(cells, named),
-        "training": training_costs(recipe, config, counts, named, seeds),
-    }
+    tables: dict[str, Any] = {}
+    ours = cells.get(TOKENS, {}).get(NESTED, {})
+    for table in (TOKENS, COMPUTE, ABLATIONS):
+        if not cells.get(table):
+            continue
+        curves = {name: dict(of_method) for name, of_method in cells[table].items()}
+        if ours:
+            curves[NESTED] = dict(ours)
+        alone = separate_curves(curves, named)
+        if alone:
+            curves[SEPARATE] = alone
+        reference = alone or separate_curves(cells.get(TOKENS, {}), named)
+        methods = {
+            method: {
+                **method_summary(curves[method], ours, reference, named),
+                "training": costs.get(table, {}).get(method),
+                "trained_budgets": list(trained.get(method, ())),
+            }
+            for method in _in_order(curves)
+        }
+        tables[table] = {"methods": methods}
+    return tables
 
 
-def compare(cells: Cells, named: Mapping[str, str]) -> dict[str, Any] | None:
-    """Compare the nested model with the alternatives, seed by seed.
+def method_summary(
+    cells: Mapping[int, Mapping[str, Any]],
+    ours: Mapping[int, Mapping[str, Any]],
+    alone: Mapping[int, Mapping[str, Any]],
+    named: Mapping[str, str],
+) -> dict[str, Any]:
+    """Sum up one method.
 
     Args:
-        cells: finished cells.
+        cells: seed -> evaluation of the method.
+        ours: seed -> evaluation of the nested model.
+        alone: seed -> the separately trained models as one evaluation.
         named: budget of ``smallest``, ``middle`` and ``largest``.
 
     Returns:
-        None unless a seed has all cells; else, over these ``seeds``, means with intervals and the
-        value of each seed: ``autc`` of ``nested``, ``post-hoc`` and ``separate`` (its three
-        models) between the anchors of the nested cell; ``autc_ratio`` of nested over either (None
-        where a reference is never right); ``gap_percent``, by how much the cross-entropy of the
-        nested model lies above that of the model trained alone.
+        ``seeds``; ``budgets``, per budget the mean cross-entropy and accuracy with 95 %
+        t-intervals; ``autc`` between the anchors of the lattice, and ``mean_cross_entropy``, the
+        mean over the lattice (None for a method without all of it); then, over the seeds both
+        have, ``autc_over_separate``, ``gap_percent`` (cross-entropy above the separately trained
+        model of each named budget), ``minus_ours`` (differences of AUTC, of the mean and of the
+        named cross-entropies); ``raw_violations`` and ``alias_violations`` per seed.
     """
-    seeds = complete_seeds(cells)
-    if not seeds:
-        return None
-    autc: dict[str, list[float]] = {"nested": [], "post-hoc": [], "separate": []}
-    ratios: dict[str, list[float]] = {"post-hoc": [], "separate": []}
-    gaps: dict[str, list[float]] = {name: [] for name in named}
-    for seed in seeds:
-        nested = cells["nested"][seed]
-        alone = {name: cells[f"separate-{name}"][seed]["budgets"][0] for name in named}
-        curves = {
-            "nested": _curve(nested["budgets"]),
-            "post-hoc": _curve(cells["post-hoc"][seed]["budgets"]),
-            "separate": _curve(list(alone.values())),
-        }
-        anchors = tuple(nested["summary"]["autc_anchors"])
-        for name, curve in curves.items():
-            autc[name].append(area_under_tradeoff_curve(*curve, anchors))
-        for name, of_seed in ratios.items():
-            if autc[name][-1] > 0:
-                of_seed.append(autc_ratio(curves["nested"], curves[name], anchors))
-        losses = {entry["budget"]: entry["cross_entropy"] for entry in nested["budgets"]}
+    seeds = sorted(cells)
+    both = [seed for seed in seeds if seed in alone]
+    paired = [seed for seed in seeds if seed in ours]
+    areas = {seed: autc_of_cell(cells[seed]) for seed in seeds}
+    losses = {seed: _losses(cells[seed]) for seed in seeds}
+    whole = all(len(of_seed) > len(SHAPES) for of_seed in losses.values())
+    difference: dict[str, Any] = {}
+    if paired:
+        difference["autc"] = interval([areas[s] - autc_of_cell(ours[s]) for s in paired])
         for name, budget in named.items():
-            gaps[name].append(100 * (losses[budget] / alone[name]["cross_entropy"] - 1))
+            values = [losses[s][budget] - _losses(ours[s])[budget] for s in paired]
+            difference[name] = interval(values)
+        if whole:
+            means = [fmean(losses[s].values()) - fmean(_losses(ours[s]).values()) for s in paired]
+            difference["mean_cross_entropy"] = interval(means)
     return {
         "seeds": seeds,
-        "autc": {name: interval(values) for name, values in autc.items()},
-        "autc_ratio": {
-            name: interval(values) if len(values) == len(seeds) else None
-            for name, values in ratios.items()
+        "budgets": budget_means(list(cells.values())),
+        "autc": interval(list(areas.values())),
+        "mean_cross_entropy": interval([fmean(of.values()) for of in losses.values()])
+        if whole
+        else None,
+        "autc_over_separate": interval([areas[s] / autc_of_cell(alone[s]) for s in both])
+        if both
+        else None,
+        "gap_percent": {
+            name: interval([100 * (losses[s][b] / _losses(alone[s])[b] - 1) for s in both])
+            for name, b in named.items()
+        }
+        if both
+        else None,
+        "minus_ours": difference,
+        **{
+            key: [cells[seed]["summary"]["monotonicity"][key] for seed in seeds]
+            for key in ("raw_violations", "alias_violations")
+            if whole
         },
-        "gap_percent": {name: interval(values) for name, values in gaps.items()},
     }
 
 
-def _curve(entries: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    return [entry["flops"] for entry in entries], [entry["accuracy"] for entry in entries]
+def separate_curves(
+    cells: Mapping[str, Mapping[int, Mapping[str, Any]]], named: Mapping[str, str]
+) -> dict[int, dict[str, Any]]:
+    """Join the three separately trained models of each seed into one evaluation.
 
-
-def plot_study(cells: Cells, seed: int, named: Mapping[str, str], output: Path) -> list[Path]:
-    """Draw one seed: the nested ladder, post-hoc slices and separately trained models.
-
-    Args:
-        cells: finished cells, all methods for ``seed``.
-        seed: the seed to draw.
-        named: budget of ``smallest``, ``middle`` and ``largest``.
-        output: path whose suffix is replaced by .png and .svg.
+    A separate model calls itself 1.0:h:d; here it is named by the budget whose shape it has.
     """
-    nested = cells["nested"][seed]
-    separate = [
-        {**cells[f"separate-{shape}"][seed]["budgets"][0], "budget": budget}
-        for shape, budget in named.items()
-    ]
-    references = {
-        "post-hoc slicing": cells["post-hoc"][seed],
-        "trained separately": {**nested, "budgets": separate},
-    }
-    return plot_ladder(nested, output, references=references)
+    models = {shape: cells.get(f"{SEPARATE}-{shape}", {}) for shape in SHAPES}
+    seeds = set.intersection(*(set(of_shape) for of_shape in models.values()))
+    joined: dict[int, dict[str, Any]] = {}
+    for seed in sorted(seeds):
+        entries = [
+            {**models[shape][seed]["budgets"][0], "budget": named[shape]} for shape in SHAPES
+        ]
+        flops = [entry["flops"] for entry in entries]
+        summary = {"autc_anchors": [min(flops), max(flops)]}
+        joined[seed] = {**models[SHAPES[0]][seed], "budgets": entries, "summary": summary}
+    return joined
 
 
-def _budgets(
-    method: str, cells: Mapping[int, Mapping[str, Any]], named: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return budget -> measures; a separate model is named by the budget whose shape it has."""
+def autc_of_cell(cell: Mapping[str, Any]) -> float:
+    """Return the area under the curve of a cell between its anchors, those of the lattice."""
+    entries: Entries = cell["budgets"]
+    low, high = cell["summary"]["autc_anchors"]
+    return area_under_tradeoff_curve(
+        [entry["flops"] for entry in entries],
+        [entry["accuracy"] for entry in entries],
+        (low, high),
+    )
+
+
+def budget_means(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return budget -> costs and mean measures over the cells, the cheapest first."""
     collected: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in cells.values():
+    for cell in cells:
         for entry in cell["budgets"]:
-            budget = entry["budget"]
-            if method.startswith("separate-"):
-                budget = named[method.removeprefix("separate-")]
-            collected.setdefault(budget, []).append(entry)
+            collected.setdefault(entry["budget"], []).append(entry)
     return {
         budget: {
             "flops": entries[0]["flops"],
@@ -191,7 +162,7 @@ def _budgets(
             "cross_entropy": interval([entry["cross_entropy"] for entry in entries]),
             "accuracy": interval([entry["accuracy"] for entry in entries]),
         }
-        for budget, entries in collected.items()
+        for budget, entries in sorted(collected.items(), key=lambda item: item[1][0]["flops"])
     }
 
 
@@ -204,3 +175,16 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": list(values)}
+
+
+def _losses(cell: Mapping[str, Any]) -> dict[str, float]:
+    return {entry["budget"]: entry["cross_entropy"] for entry in cell["budgets"]}
+
+
+def _in_order(methods: Mapping[str, Any]) -> list[str]:
+    """Ours first, then the rivals, the separate models as one, and what is left by name."""
+    rivals = [name for name in METHODS if not name.startswith(f"{SEPARATE}-")]
+    first = [name for name in (NESTED, *rivals, SEPARATE) if name in methods]
+    hidden = {f"{SEPARATE}-{shape}" for shape in SHAPES}
+    rest = sorted(name for name in methods if name not in (*first, *hidden))
+    return list(dict.fromkeys((*first, *rest)))

@@ -5,7 +5,8 @@ import matplotlib
 import pytest
 from nestling.recipes import label_placement
 from nestling.recipes.cli_errors import DataError, UsageError
-from nestling.recipes.ladder_plot import format_flops, pareto_front, plot_ladder
+from nestling.recipes.ladder_plot import pareto_front, plot_ladder
+from nestling.recipes.plot_style import format_flops
 
 
 def test_pareto_front_by_hand():

@@ -1,0 +1,124 @@
+"""The tables of a study as Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .study_cells import ABLATIONS, COMPUTE, TOKENS
+from .study_methods import METHODS, NESTED, SEPARATE
+from .study_plot import title_of
+
+SHAPES = ("smallest", "middle", "largest")
+
+
+def tokens_table(study: Mapping[str, Any]) -> str:
+    """Return the methods at equal tokens."""
+    return _methods_table(study, TOKENS)
+
+
+def compute_table(study: Mapping[str, Any]) -> str:
+    """Return the methods at equal training FLOPs."""
+    return _methods_table(study, COMPUTE)
+
+
+def _methods_table(study: Mapping[str, Any], table: str) -> str:
+    methods = study["tables"][table]["methods"]
+    ours = methods[NESTED]["training"]["flops"]
+    rest = ["AUTC", "over separate", "mean of the lattice", "violations", "tokens", "FLOPs"]
+    rows = [[*_heads(study["named_budgets"]), *rest]]
+    for name, method in methods.items():
+        cost, gaps = method["training"], method["gap_percent"] or {}
+        shapes = [
+            _loss_and_gap(method["budgets"].get(budget), gaps.get(shape), name)
+            for shape, budget in study["named_budgets"].items()
+        ]
+        rows.append(
+            [
+                title_of(name),
+                *shapes,
+                measure(method["autc"]),
+                "1" if name == SEPARATE else measure(method["autc_over_separate"]),
+                measure(method["mean_cross_entropy"]),
+                ", ".join(map(str, method.get("raw_violations", ["-"]))),
+                f"{cost['tokens'] / 1e6:.2f}M",
+                f"{cost['flops'] / ours:.2f}",
+            ]
+        )
+    lines = [*_markdown(rows), ""]
+    lines += [f"{title_of(n)}: {METHODS[n].source}." for n in methods if n in METHODS]
+    return "\n".join(lines) + "\n"
+
+
+def ablation_table(study: Mapping[str, Any]) -> str:
+    """Return what each change does to ours: differences of paired seeds."""
+    methods = study["tables"][ABLATIONS]["methods"]
+    ours = methods[NESTED]["training"]["flops"]
+    rows = [["change", "keys", *SHAPES, "mean of the lattice", "AUTC", "violations", "FLOPs"]]
+    for name, method in methods.items():
+        if name in (NESTED, SEPARATE):
+            continue
+        less = method["minus_ours"]
+        rows.append(
+            [
+                name,
+                " ".join(f"`{change}`" for change in study["changes"].get(name, ())),
+                *(difference(less[shape]) for shape in SHAPES),
+                difference(less.get("mean_cross_entropy")),
+                difference(less["autc"]),
+                ", ".join(map(str, method.get("raw_violations", ["-"]))),
+                f"{method['training']['flops'] / ours:.2f}",
+            ]
+        )
+    return "\n".join(_markdown(rows)) + "\n"
+
+
+def lattice_table(study: Mapping[str, Any]) -> str:
+    """Return the cross-entropy of every budget, of every method at equal tokens."""
+    methods = study["tables"][TOKENS]["methods"]
+    rows = [["budget", *(title_of(name) for name in methods)]]
+    for budget in methods[NESTED]["budgets"]:
+        found = [method["budgets"].get(budget) for method in methods.values()]
+        rows.append([budget, *(measure(e and e["cross_entropy"]) for e in found)])
+    return "\n".join(_markdown(rows)) + "\n"
+
+
+def measure(value: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """Print a mean with its interval."""
+    if value is None:
+        return "-"
+    mean, low, high = (value[key] for key in ("mean", "low", "high"))
+    if low is None:
+        return f"{mean:.{digits}f} (n = 1)"
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def difference(value: Mapping[str, Any] | None) -> str:
+    """Print a difference with sign and interval; bold where the interval excludes 0."""
+    if value is None:
+        return "-"
+    mean, low, high = (value[key] for key in ("mean", "low", "high"))
+    if low is None:
+        return f"{mean:+.3f} (n = 1)"
+    text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _heads(named: Mapping[str, str]) -> list[str]:
+    return ["method", *(f"{shape} {budget} (gap %)" for shape, budget in named.items())]
+
+
+def _loss_and_gap(
+    entry: Mapping[str, Any] | None, gap: Mapping[str, Any] | None, method: str
+) -> str:
+    if entry is None:
+        return "-"
+    loss = measure(entry["cross_entropy"])
+    if gap is None or method == SEPARATE:
+        return loss
+    low, high = gap["low"], gap["high"]
+    bounds = "" if low is None else f" [{low:+.1f}, {high:+.1f}]"
+    return f"{loss} ({gap['mean']:+.1f}{bounds})"
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return [head, "| --- |" + " ---: |" * (len(rows[0]) - 1), *body]
