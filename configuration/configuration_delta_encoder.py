@@ -65,6 +65,8 @@ class DeltaEncoderConfig(PretrainedConfig):
         delta_token_ratio: share of the real tokens that get the delta; None means all. May be
             changed at any time, as may the next one.
         delta_token_threshold: choose tokens by score instead, one by one; overrides the ratio.
+        learned_token_threshold: the score above which the share of tokens lies that training asked
+            for; training sets it. It does nothing by itself: copy it to ``delta_token_threshold``.
         drop_path: stochastic depth in training, 0 at the first layer to this rate at the last.
 
     Raises:
@@ -117,6 +119,7 @@ class DeltaEncoderConfig(PretrainedConfig):
         routing_layer: int = 1,
         delta_token_ratio: float | None = None,
         delta_token_threshold: float | None = None,
+        learned_token_threshold: float | None = None,
         drop_path: float = 0.0,
         budgets: list[str] | None = None,
         pad_token_id: int | None = None,
@@ -167,6 +170,7 @@ class DeltaEncoderConfig(PretrainedConfig):
         self.routing_layer = routing_layer
         self.delta_token_ratio = delta_token_ratio
         self.delta_token_threshold = delta_token_threshold
+        self.learned_token_threshold = learned_token_threshold
         self.drop_path = drop_path
         self.cls_token_id = cls_token_id
         self.sep_token_id = sep_token_id

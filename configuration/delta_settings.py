@@ -38,13 +38,19 @@ def _check_choice_of_tokens(config: Any) -> None:
     ratio, threshold = config.delta_token_ratio, config.delta_token_threshold
     if ratio is not None and not (_is_number(ratio) and 0.0 <= ratio <= 1.0):
         raise ValueError(f"delta_token_ratio {ratio!r} must be in [0, 1], or None for all tokens")
-    if threshold is not None and not _is_number(threshold):
-        raise ValueError(f"delta_token_threshold {threshold!r} must be a number, or None")
+    scores = {
+        "delta_token_threshold": threshold,
+        "learned_token_threshold": config.learned_token_threshold,
+    }
+    for name, value in scores.items():
+        if value is not None and not _is_number(value):
+            raise ValueError(f"{name} {value!r} must be a number, or None")
     if not config.token_routing:
-        if ratio is not None or threshold is not None:
+        given = {"delta_token_ratio": ratio, **scores}
+        if any(value is not None for value in given.values()):
             raise ValueError(
-                "delta_token_ratio and delta_token_threshold need token_routing=True: without a "
-                "preview network nothing says which tokens get the delta"
+                f"{' and '.join(given)} need token_routing=True: without a preview network "
+                "nothing says which tokens get the delta"
             )
         return
     first, layers = config.routing_layer, config.num_hidden_layers

@@ -88,7 +88,8 @@ def _describe(
     config, family = elastic.model.config, elastic.family
     if format == "native" and config.token_routing:
         # A stock class has no preview network.
-        off = {"delta_token_ratio": None, "delta_token_threshold": None, "token_routing": False}
+        settings = ("delta_token_ratio", "delta_token_threshold", "learned_token_threshold")
+        off = {**dict.fromkeys(settings), "token_routing": False}
         config = type(config)(**{**config.to_dict(), **off})
     head = _HEADS.get(elastic.auto_class, "classification")
     tokens = flops_tokens(evaluation)

@@ -182,6 +182,12 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         """
         budgets = tuple(map(self._checked, budgets))
         taps = tap_layers or ((),) * len(budgets)
+        for budget, layers in zip(budgets, taps, strict=True):
+            if any(not 1 <= layer <= budget.depth for layer in layers):
+                raise ValueError(
+                    f"tap_layers {layers} of budget {budget} must lie in 1..{budget.depth}, the "
+                    "layers it runs, counted from 1"
+                )
         inputs = prepare_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, budget in enumerate(budgets):

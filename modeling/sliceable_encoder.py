@@ -155,6 +155,7 @@ def slice_settings(config: DeltaEncoderConfig, budget: DeltaBudget) -> dict[str,
         "token_routing": False,
         "delta_token_ratio": None,
         "delta_token_threshold": None,
+        "learned_token_threshold": None,
         "base_attention_heads": None,
         "base_intermediate_size": None,
     }

@@ -215,6 +215,13 @@ class DeltaEncoderTrainer(HookedTrainer):
             self.threshold.update(self.accelerator.reduce(quantile, reduction="mean"))
             self._scores.clear()
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, then write the routing threshold into the configuration that is saved."""
+        result = super().train(*args, **kwargs)
+        if self.threshold.threshold is not None:
+            self.model.config.learned_token_threshold = float(self.threshold.threshold)
+        return result
+
     @torch.no_grad()
     def evaluate(
         self,

@@ -50,6 +50,8 @@ from .train import METRICS_FILE, MODEL_FOLDER, prepare, train
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "study.json"
+# FLOPs are not quite proportional to steps where budgets are drawn at random.
+CORRECTIONS = 3
 ALONE = tuple(f"{SEPARATE}-{shape}" for shape in SHAPES)
 
 
@@ -101,9 +103,11 @@ class Study(NamedTuple):
         if table != COMPUTE or method == NESTED:
             return steps
         sharing = ALONE if method in ALONE else (method,)
-        theirs = sum(self.cost(self.stages(TOKENS, m, 0, steps)).flops for m in sharing)
         ours = self.cost(self.stages(TOKENS, NESTED, 0, steps)).flops
-        return max(1, round(steps * ours / theirs))
+        for _ in range(CORRECTIONS):
+            theirs = sum(self.cost(self.stages(TOKENS, m, 0, steps)).flops for m in sharing)
+            steps = max(1, round(steps * ours / theirs))
+        return steps
 
 
 def open_study(arguments: Sequence[str], folder: Path) -> Study:

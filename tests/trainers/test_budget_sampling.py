@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 from itertools import product
 
 import pytest
-from nestling.trainers.budget_sampling import SandwichSampler
+from nestling.trainers.budget_sampling import RandomSampler, SandwichSampler
 
 
 @dataclass(frozen=True)
@@ -139,3 +139,31 @@ def test_arguments_are_checked(budgets: list, flops: list, options: dict, messag
     """Each error says what is wrong."""
     with pytest.raises(ValueError, match=message):
         SandwichSampler(budgets, flops, **options, trunk_of=trunk_of)
+
+
+def test_random_budgets_are_drawn_evenly_and_largest_first() -> None:
+    """A pure function of seed and step, without the sandwich."""
+    sampler = RandomSampler(LATTICE, FLOPS, budgets_per_step=2, seed=3)
+    cost = dict(zip(LATTICE, FLOPS, strict=True))
+    draws = [sampler.sample(step, 100) for step in range(2700)]
+    for first, second in draws:
+        assert first != second and cost[first] >= cost[second]
+    counts = Counter(box for draw in draws for box in draw)
+    assert set(counts) == set(LATTICE)
+    # 200 expected each; five standard deviations of a binomial.
+    assert all(abs(count - 200) < 5 * 200**0.5 for count in counts.values())
+    again = RandomSampler(LATTICE, FLOPS, budgets_per_step=2, seed=3)
+    assert [again.sample(step, 7) for step in range(50)] == draws[:50]
+    other = RandomSampler(LATTICE, FLOPS, budgets_per_step=2, seed=4)
+    assert [other.sample(step) for step in range(50)] != draws[:50]
+
+
+def test_random_budgets_refuse_what_cannot_be_drawn() -> None:
+    """Too many, too few, or twice the same."""
+    for per_step in (0, 28):
+        with pytest.raises(ValueError, match=rf"budgets_per_step is {per_step}, .* 1\.\.27"):
+            RandomSampler(LATTICE, FLOPS, per_step)
+    with pytest.raises(ValueError, match="1 budgets and 2 FLOP numbers"):
+        RandomSampler([SMALLEST], [1.0, 2.0])
+    with pytest.raises(ValueError, match="listed twice"):
+        RandomSampler([SMALLEST, SMALLEST], [1.0, 1.0])
