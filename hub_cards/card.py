@@ -17,12 +17,18 @@ _PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
 }
-_METRICS = {
-    "cross_entropy": "Cross-entropy (nats per masked token)",
-    "perplexity": "Perplexity of masked tokens",
-    "accuracy": "Accuracy on masked tokens",
-    "ece": "Expected calibration error",
+# Measure -> title in the metadata, head of its column, decimals. An evaluation has the first four,
+# one of a fine-tuned model the rest.
+_MEASURES = {
+    "cross_entropy": ("Cross-entropy (nats per masked token)", "cross-entropy (95 % interval)", 3),
+    "perplexity": ("Perplexity of masked tokens", "perplexity", 2),
+    "accuracy": ("Accuracy", "accuracy", 4),
+    "ece": ("Expected calibration error", "ECE", 4),
+    "f1": ("F1", "F1", 4),
+    "precision": ("Precision", "precision", 4),
+    "recall": ("Recall", "recall", 4),
 }
+MASKED_LM_TASK = "fill-mask"
 _ORIGINS = {
     "source": "cut from",
     "base_model": "initialised from",
@@ -55,7 +61,11 @@ def write_card(
         title=family.title,
         megabytes=f"{description['bytes'] / 1e6:.2f}",
         snippets=loading_snippets(description, description["folder"]),
+        columns=[_MEASURES[name][1] for name in measures_of(evaluation)],
         rows=ladder_rows(description, evaluation),
+        task=task_of(evaluation),
+        task_data=((evaluation or {}).get("data") or {}).get("name"),
+        is_masked_lm=description["auto_class"] == "AutoModelForMaskedLM",
         conditions=_conditions(evaluation),
         predicted_tokens=predicted_tokens(evaluation),
         provenance=[
@@ -77,7 +87,7 @@ def card_data(
     if family.is_encoder and description["has_tokenizer"]:
         tags += ["sentence-transformers", "feature-extraction"]
     row = measured_row(evaluation, description["budget"])
-    results = [] if row is None or evaluation is None else _results(row, evaluation["data"])
+    results = [] if row is None or evaluation is None else _results(row, evaluation)
     return ModelCardData(
         model_name=f"{family.title} {description['budget']}",
         library_name="transformers",
@@ -100,21 +110,30 @@ def ladder_rows(
             "budget": row["budget"],
             "parameters": f"{row['parameters']:,}",
             "gflops": f"{row['flops'] / 1e9:.3g}",
-            "cross_entropy": _with_interval(row),
-            "perplexity": _number(row.get("perplexity"), 2),
-            "accuracy": _number(row.get("accuracy"), 4),
-            "ece": _number(row.get("ece"), 4),
+            "quality": [_quality(row, name) for name in measures_of(evaluation)],
             "latency": _number((row.get("latency_ms") or {}).get("median"), 2),
         }
         for row in rows
     ]
 
 
-def _results(row: dict[str, Any], data: dict[str, Any]) -> list[EvalResult]:
+def measures_of(evaluation: dict[str, Any] | None) -> list[str]:
+    """Return the measures that some row has, in the order of the columns."""
+    rows = (evaluation or {}).get("budgets", [])
+    return [name for name in _MEASURES if any(row.get(name) is not None for row in rows)]
+
+
+def task_of(evaluation: dict[str, Any] | None) -> str:
+    """Return what was measured: a task of the labelled sets, or masked-language modelling."""
+    return str((evaluation or {}).get("task") or MASKED_LM_TASK)
+
+
+def _results(row: dict[str, Any], evaluation: dict[str, Any]) -> list[EvalResult]:
+    data = evaluation["data"]
     name = data.get("name") or data.get("path") or "evaluation text"
     return [
         EvalResult(
-            task_type="fill-mask",
+            task_type=task_of(evaluation),
             dataset_type=name,
             dataset_name=name,
             dataset_split=data.get("split"),
@@ -122,7 +141,7 @@ def _results(row: dict[str, Any], data: dict[str, Any]) -> list[EvalResult]:
             metric_name=title,
             metric_value=row[metric],
         )
-        for metric, title in _METRICS.items()
+        for metric, (title, _, _) in _MEASURES.items()
         if row.get(metric) is not None
     ]
 
@@ -142,9 +161,9 @@ def _scalars(values: dict[str, Any]) -> Iterable[str]:
             yield f"{key.replace('_', ' ')} {value}"
 
 
-def _with_interval(row: dict[str, Any]) -> str:
-    interval = row.get("cross_entropy_ci")
-    value = _number(row.get("cross_entropy"), 3)
+def _quality(row: dict[str, Any], measure: str) -> str:
+    value = _number(row.get(measure), _MEASURES[measure][2])
+    interval = row.get("cross_entropy_ci") if measure == "cross_entropy" else None
     return value if not interval else f"{value} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 

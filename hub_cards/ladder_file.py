@@ -15,10 +15,13 @@ METRICS = (
     "ece",
     "temperature",
     "ece_after_temperature",
+    "f1",
+    "precision",
+    "recall",
     "latency_ms",
 )
 # What a reader of budgets.json needs of the evaluation beside its rows.
-CONTEXT = ("environment", "data", "sequence_length", "predicted_tokens_per_sequence")
+CONTEXT = ("task", "environment", "data", "sequence_length", "predicted_tokens_per_sequence")
 
 
 def read_evaluation(path: str | Path | None, model_type: str) -> dict[str, Any] | None:

@@ -40,7 +40,8 @@ from ...trainers.stream_sampler import PositionSampler
 from ...trainers.training_arguments import NestlingTrainingArguments
 from ..cli_errors import UsageError, run_with_one_line
 from ..environment import PACKAGE_FOLDER, commit_of, environment_block
-from ..evaluation_file import write_json
+from ..evaluation_file import KIND, write_json
+from ..evaluation_file import SCHEMA_VERSION as EVALUATION_VERSION
 from ..precision import has_accelerator, has_fast_bf16
 from .finetune_model import (
     has_order,
@@ -58,6 +59,12 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 METRICS_FILE, MODEL_FOLDER, SLICES_FOLDER = "metrics.json", "model", "slices"
+# What cards are written from: the test split as an evaluation of every budget.
+EVALUATION_FILE = "evaluation.json"
+PIPELINES = {
+    "DeltaEncoderForSequenceClassification": "text-classification",
+    "DeltaEncoderForTokenClassification": "token-classification",
+}
 SORTINGS = ("auto", "before", "after", "never")
 EVALUATED_SPLITS = ("validation", "test")
 
@@ -137,7 +144,13 @@ def finetune(
     summary["environment"] = environment_block(seeds)
     write_json(output / METRICS_FILE, summary)
     if slices:
-        export(output / f"seed-{seeds[0]}" / MODEL_FOLDER, slices, output / SLICES_FOLDER)
+        first = output / f"seed-{seeds[0]}"
+        export(
+            first / MODEL_FOLDER,
+            slices,
+            output / SLICES_FOLDER,
+            evaluation=first / EVALUATION_FILE,
+        )
     return output / METRICS_FILE
 
 
@@ -163,7 +176,6 @@ def _run_seed(settings: FinetuneSettings, seed: int, folder: Path) -> dict[str, 
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "trained_commit": commit_of(PACKAGE_FOLDER),
     }
-    export_elastic(model, tokenizer, folder / MODEL_FOLDER, **origin)
     result = {
         "settings": _plain(settings),
         "seed": seed,
@@ -172,8 +184,41 @@ def _run_seed(settings: FinetuneSettings, seed: int, folder: Path) -> dict[str, 
         "baselines": {name: dict(values) for name, values in task.baselines.items()},
         "budgets": measure_budgets(model, task, evaluated, settings.batch_size, limit),
     }
+    measured = folder / EVALUATION_FILE
+    write_json(measured, evaluation_of(result, type(model).__name__, limit))
+    export_elastic(model, tokenizer, folder / MODEL_FOLDER, evaluation=measured, **origin)
     write_json(folder / METRICS_FILE, result)
     return result
+
+
+def evaluation_of(
+    result: Mapping[str, Any], architecture: str, sequence_length: int
+) -> dict[str, Any]:
+    """Return the test split of one seed as the evaluation that cards and budgets.json read.
+
+    Args:
+        result: what a seed measured.
+        architecture: class of the model.
+        sequence_length: tokens that ``flops`` count; the classifier itself is not counted.
+    """
+    costs = ("budget", "parameters")
+    return {
+        "schema_version": EVALUATION_VERSION,
+        "kind": KIND,
+        "family": "delta_encoder",
+        "task": PIPELINES[architecture],
+        "environment": environment_block([result["seed"]]),
+        "data": {**result["data"], "name": result["settings"]["task"], "split": "test"},
+        "sequence_length": sequence_length,
+        "budgets": [
+            {
+                **{key: entry[key] for key in costs},
+                "flops": entry["trunk_flops"],
+                **entry["test"],
+            }
+            for entry in result["budgets"]
+        ],
+    }
 
 
 def build_trainer(

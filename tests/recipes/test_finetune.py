@@ -8,6 +8,7 @@ from typing import Any
 import pandas
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from nestling.configuration.delta_budget import DeltaBudget
 from nestling.hub_cards.export_slices import export_elastic
 from nestling.modeling.delta_encoder_heads import (
@@ -129,6 +130,27 @@ def test_the_exported_slice_is_the_fine_tuned_model_at_its_budget(finished: Path
     rows = [{"input_ids": [2, 10 + i, 20 + i, 3], "labels": 0} for i in range(8)]
     expected = predict(whole.eval(), rows, DeltaBudget.parse("0.5:2:2"), 4)
     assert predict(smaller.eval(), rows, DeltaBudget.full(smaller.config), 4) == expected
+
+
+def test_cards_state_the_task_and_its_measures(finished: Path) -> None:
+    measured = json.loads((finished / "seed-0" / "metrics.json").read_text())["budgets"]
+    f1 = {entry["budget"]: entry["test"]["f1"] for entry in measured}
+    slices = json.loads((finished / "slices" / "budgets.json").read_text())
+    for entry in slices["budgets"]:
+        assert entry["measured"]["f1"] == f1[entry["budget"]]
+        folder = finished / "slices" / entry["folder"]
+        card = ModelCard.load(folder / "README.md")
+        results = {result.metric_type: result for result in card.data.eval_results}
+        assert results["f1"].metric_value == f1[entry["budget"]]
+        assert results["f1"].task_type == "text-classification"
+        assert results["f1"].dataset_name == "match_easy"
+        text = card.content
+        assert "Fine-tuned for text-classification on match_easy" in text
+        assert "| accuracy | F1 | precision | recall | latency (ms) |" in text
+        for word in ("Not measured", "masked-language", "perplexity", "masked tokens"):
+            assert word not in text
+    elastic = (finished / "seed-0" / "model" / "README.md").read_text()
+    assert "Fine-tuned for text-classification" in elastic
 
 
 def test_a_finished_seed_is_not_run_again_and_other_settings_are_refused(
