@@ -100,7 +100,7 @@ def card_data(
 
 def ladder_rows(
     description: dict[str, Any], evaluation: dict[str, Any] | None
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Return the table of all measured budgets, largest first, this slice marked by an arrow."""
     rows = sorted((evaluation or {}).get("budgets", []), key=lambda row: -row["flops"])
     is_slice = description["kind"] == "slice"

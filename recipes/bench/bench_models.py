@@ -1,5 +1,7 @@
 """Models and batches of the benchmark suites, seeded."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,16 @@ from .bench_settings import ModelSettings, StepSettings
 
 
 def build_model(
-    settings: ModelSettings, max_length: int, attn_implementation: str = "sdpa"
+    settings: ModelSettings, max_length: int, attn_implementation: str = "sdpa", **parts: Any
 ) -> DeltaEncoderForMaskedLM:
-    """Return a randomly initialised masked LM whose budgets are the default lattice."""
+    """Return a randomly initialised masked LM whose budgets are the default lattice.
+
+    Args:
+        settings: sizes.
+        max_length: longest sequence.
+        attn_implementation: attention function.
+        **parts: further values of its configuration.
+    """
     config = DeltaEncoderConfig(
         vocab_size=settings.vocab_size,
         hidden_size=settings.hidden_size,
@@ -24,6 +33,7 @@ def build_model(
         pad_token_id=0,
         cls_token_id=1,
         sep_token_id=2,
+        **parts,
     )
     config._attn_implementation = attn_implementation
     with torch.random.fork_rng():

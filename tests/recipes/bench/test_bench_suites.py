@@ -8,11 +8,13 @@ import torch
 from nestling.configuration.delta_budget import DeltaBudget
 from nestling.recipes.bench import (
     budget_scaling,
+    delta_parts,
     elastic_step,
     naive_step,
     packing,
     pretokenized,
     slice_speed,
+    token_routing,
 )
 from nestling.recipes.bench.bench_models import build_model, masked_batch
 from nestling.recipes.bench.bench_report import (
@@ -215,3 +217,32 @@ def test_gate_and_threads():
         assert torch.get_num_threads() == 2
         raise RuntimeError
     assert torch.get_num_threads() == before
+
+
+def test_token_routing(tmp_path):
+    settings = token_routing.TokenRoutingSettings(
+        **SHAPE, vocab_size=64, rounds=1, batch_size=2, sequence_length=16, ratios=(0.0, 0.35)
+    )
+    report = token_routing.run(tmp_path / "x.json", settings)
+    check_file(tmp_path / "x.json", report)
+    assert [result["share"] for result in report["results"]] == ["0", "0.35", "all"]
+    model = build_model(
+        settings, 16, token_routing=True, base_attention_heads=2, base_intermediate_size=24
+    )
+    whole = DeltaBudget.full(model.config)
+    row = report["summary"]["saving at a share of 0.35"]
+    expected = 1 - whole.flops(model.config, 16, delta_ratio=0.35) / whole.flops(model.config, 16)
+    assert row["predicted"] == pytest.approx(expected) and 0 < expected < 1
+    assert row["measured"] < 1 and row["wall_clock"] < 1
+
+
+def test_delta_parts(tmp_path):
+    settings = delta_parts.DeltaPartsSettings(**SIZE, vocab_size=64)
+    report = delta_parts.run(tmp_path / "x.json", settings)
+    check_file(tmp_path / "x.json", report)
+    parts = set(delta_parts.PARTS)
+    assert {(r["what"], r["part"]) for r in report["results"]} == {
+        (what, part) for what in ("training step", "exported slice") for part in parts
+    }
+    assert len(report["summary"]) == 2 * (len(parts) - 1)
+    assert all(row["measured"] > 0 for row in report["summary"].values())

@@ -1,0 +1,106 @@
+"""What does each part of Delta-Matryoshka++ cost: in a training step, and in an exported slice?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...configuration.delta_budget import DeltaBudget
+from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
+from ...trainers.budget_sampling import SandwichSampler
+from ..interleaved_timing import time_interleaved
+from .bench_models import build_model, step_batch
+from .bench_report import report, torch_threads
+from .bench_settings import StepSettings
+from .training_steps import elastic_step
+
+PLAIN = "plain"
+# Part -> configuration.
+PARTS: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    "dictionary delta": {"delta_kind": "dictionary", "delta_atoms": 8, "delta_rank": 4},
+    "low-rank delta": {"delta_kind": "low_rank", "delta_rank": 8},
+    "conditioned norms": {"conditioned_norms": True},
+    "exit affine": {"exit_affine": True},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaPartsSettings(StepSettings):
+    """The step and the slice.
+
+    Attributes:
+        budgets_per_step: budgets of one elastic step.
+        slice_rows: rows of the inference batch.
+    """
+
+    rounds: int = 8
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    intermediate_size: int = 384
+    mlm_probability: float = 0.3
+    budgets_per_step: int = 4
+    slice_rows: int = 8
+
+
+DEFAULT = DeltaPartsSettings()
+
+
+def run(output: Path | None = None, settings: DeltaPartsSettings = DEFAULT) -> dict[str, Any]:
+    """Time one elastic step and one slice of models that differ in one part, in turn.
+
+    Written are ratios to the plain nested model. A slice holds plain matrices whatever it was cut
+    from, so its ratio should be 1.
+
+    Args:
+        output: JSON file; None writes nothing.
+        settings: sizes and rounds.
+    """
+    models = {
+        name: build_model(settings, settings.sequence_length, **part)
+        for name, part in PARTS.items()
+    }
+    config = models[PLAIN].config
+    budgets = config.budget_list()
+    flops = [budget.flops(config, settings.sequence_length) for budget in budgets]
+    sampler = SandwichSampler(
+        budgets, flops, settings.budgets_per_step, settings.seed, trunk_of=lambda b: b.trunk
+    )
+    draw, batch = sampler.sample(0), step_batch(settings)
+    steps: dict[str, Callable[[], Any]] = {
+        name: partial(elastic_step, model, batch, draw, False) for name, model in models.items()
+    }
+    whole = DeltaBudget.full(config)
+    slices = {
+        name: _forward(model.slice(whole), batch["input_ids"][: settings.slice_rows])
+        for name, model in models.items()
+    }
+    results: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    with torch_threads(settings.threads):
+        for what, actions in (("training step", steps), ("exported slice", slices)):
+            timings = time_interleaved(actions, settings.rounds, warmup=2)
+            clocks = {name: timing.summary() for name, timing in timings.items()}
+            results += [{"what": what, "part": name, **clock} for name, clock in clocks.items()]
+            plain = clocks[PLAIN]["cpu_ms"]["median"]
+            for name in PARTS:
+                if name != PLAIN:
+                    ratio = clocks[name]["cpu_ms"]["median"] / plain
+                    row: dict[str, Any] = {"measured": ratio}
+                    if what == "exported slice":
+                        row["predicted"] = 1.0
+                    summary[f"{what}, {name} over plain"] = row
+        return report("delta_parts", settings, results, summary, output)
+
+
+def _forward(model: DeltaEncoderForMaskedLM, tokens: torch.Tensor) -> Callable[[], Any]:
+    def action() -> Any:
+        with torch.inference_mode():
+            return model.model(input_ids=tokens).last_hidden_state
+
+    return action

@@ -1,0 +1,195 @@
+"""Which tokens should get the delta? The preview network against confidence, chance and an oracle.
+
+    python -m nestling.recipes.delta_encoder.routing_study runs/study/ablations/token-routing-0 \
+        runs/study/ablations/token-routing-1 --output routing.json
+
+Every rule chooses the same number of tokens of each row, so the gathered FLOPs are equal. What a
+rule needs to know beside is not: the preview network costs next to nothing, confidence needs a
+forward pass of the base slice with its head on every token, and the oracle the true labels.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...configuration.delta_budget import DeltaBudget
+from ...modeling.token_routing import choose_by_share
+from ...trainers.losses.masked_lm import IGNORED_LABEL, token_losses
+from ..cli_errors import ModelFolderError, run_with_one_line
+from ..environment import environment_block
+from ..evaluation_file import write_json
+from .budget_plan import base_budget
+from .evaluation_inputs import open_run
+from .study_summary import interval
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+RULES = ("preview", "confidence", "random", "oracle")
+RATIOS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+DRAW_SEED = 0
+
+
+def run_routing_study(
+    folders: Sequence[Path], ratios: Sequence[float], overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Measure every rule at every ratio for the model of each folder.
+
+    Args:
+        folders: runs with ``model.token_routing``, one per seed.
+        ratios: shares of the real tokens that get the delta, in [0, 1].
+        overrides: ``section.key=value`` changes to the saved recipes.
+
+    Returns:
+        ``curves``: rule -> ratio -> cross-entropy with interval over the folders; ``flops`` per
+        ratio, over those of all tokens; ``preview_auc``, see `benefit_auc`; and ``benefit``, by
+        how much the delta lowers the cross-entropy of a token on average.
+
+    Raises:
+        ModelFolderError: if a model has no preview network.
+    """
+    found = [measure_model(folder, ratios, overrides) for folder in folders]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "routing_study",
+        "models": [folder.name for folder in folders],
+        "predicted_tokens": found[0]["predicted_tokens"],
+        "curves": {
+            rule: {
+                str(ratio): interval([each["curves"][rule][ratio] for each in found])
+                for ratio in ratios
+            }
+            for rule in RULES
+        },
+        "flops": {str(ratio): found[0]["flops"][ratio] for ratio in ratios},
+        "preview_auc": interval([each["preview_auc"] for each in found]),
+        "benefit": interval([each["benefit"] for each in found]),
+        "environment": environment_block([DRAW_SEED]),
+    }
+
+
+@torch.inference_mode()
+def measure_model(
+    folder: Path, ratios: Sequence[float], overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Measure one model; see `run_routing_study`."""
+    run = open_run(folder, overrides)
+    model, config = run.model, run.model.config
+    if not config.token_routing:
+        raise ModelFolderError(
+            f"{folder} has no preview network; train it with model.token_routing=true "
+            "loss.preview_weight=1"
+        )
+    whole, base = DeltaBudget.full(config), base_budget(config)
+    generator = torch.Generator().manual_seed(DRAW_SEED)
+    sums = {rule: dict.fromkeys(ratios, 0.0) for rule in RULES}
+    labelled_scores: list[Tensor] = []
+    benefits: list[Tensor] = []
+    for batch in run.loader:
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        scores, benefit = score_tokens(model, batch, whole, base, generator)
+        where = batch["labels"] != IGNORED_LABEL
+        labelled_scores.append(scores["preview"][where])
+        benefits.append(benefit)
+        is_real = batch["attention_mask"] > 0
+        for rule in RULES:
+            for ratio in ratios:
+                chosen = choose_by_share(scores[rule], is_real, ratio)
+                output = model(**batch, budget=whole, delta_tokens=chosen)
+                sums[rule][ratio] += float(output.loss) * int(where.sum())
+    benefit = torch.cat(benefits)
+    tokens, length = len(benefit), run.recipe.data.max_length
+    full = whole.flops(config, length)
+    return {
+        "predicted_tokens": tokens,
+        "curves": {
+            rule: {ratio: total / tokens for ratio, total in of_rule.items()}
+            for rule, of_rule in sums.items()
+        },
+        "flops": {
+            ratio: whole.flops(config, length, delta_ratio=ratio) / full for ratio in ratios
+        },
+        "preview_auc": benefit_auc(torch.cat(labelled_scores), benefit),
+        "benefit": float(benefit.mean()),
+    }
+
+
+def score_tokens(
+    model: Any,
+    batch: dict[str, Tensor],
+    whole: DeltaBudget,
+    base: DeltaBudget,
+    generator: torch.Generator,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return (batch, tokens) scores of every rule, and the benefit of the labelled tokens.
+
+    The benefit is the cross-entropy of the base slice minus that of the whole model. The oracle
+    knows it where there is a label, and puts every other token behind.
+    """
+    nested = model(**batch, budgets=(whole, base), routed=(whole, 0.5))
+    full_loss, base_loss = (token_losses(z, nested.labels) for z in nested.budget_logits[:2])
+    benefit = base_loss - full_loss
+    unlabelled = {name: value for name, value in batch.items() if name != "labels"}
+    confidence = model(**unlabelled, budget=base).logits.float().softmax(-1).amax(-1)
+    where = batch["labels"] != IGNORED_LABEL
+    oracle = torch.full_like(nested.scores, -torch.inf)
+    oracle[where] = benefit
+    drawn = torch.rand(where.shape, generator=generator).to(where.device)
+    scores = {
+        "preview": nested.scores,
+        "confidence": -confidence,
+        "random": drawn,
+        "oracle": oracle,
+    }
+    return scores, benefit
+
+
+def benefit_auc(scores: Tensor, benefit: Tensor) -> float:
+    """Return how often a token that the delta helps scores above one that it does not.
+
+    Formula: the area under the ROC curve of ``benefit > 0`` by score, ties counted half; 0.5 for
+    scores that know nothing.
+
+    Args:
+        scores: (tokens,).
+        benefit: (tokens,) in nats.
+
+    Returns:
+        A number in [0, 1]; NaN where the delta helps all tokens or none.
+    """
+    from scipy.stats import rankdata
+
+    helped = (benefit > 0).cpu().numpy()
+    positive, negative = int(helped.sum()), int((~helped).sum())
+    if not positive or not negative:
+        return float("nan")
+    ranks = rankdata(scores.cpu().numpy())
+    return float((ranks[helped].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, one per seed")
+    parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for ratio in arguments.ratios:
+        if not 0 <= ratio <= 1:
+            parser.error(f"--ratios has {ratio}, give shares in [0, 1]")
+    content = run_routing_study(arguments.runs, arguments.ratios, arguments.overrides)
+    write_json(arguments.output, content)
+
+
+if __name__ == "__main__":
+    sys.exit(run_with_one_line(main))

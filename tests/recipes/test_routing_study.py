@@ -1,0 +1,116 @@
+"""Rules that choose the tokens of the delta, on one tiny trained model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from nestling.configuration.delta_budget import DeltaBudget
+from nestling.recipes.cli_errors import ModelFolderError
+from nestling.recipes.delta_encoder import routing_study
+from nestling.recipes.delta_encoder.budget_plan import base_budget
+from nestling.recipes.delta_encoder.evaluation_inputs import open_run
+from nestling.recipes.delta_encoder.routing_study import (
+    RULES,
+    benefit_auc,
+    main,
+    run_routing_study,
+    score_tokens,
+)
+from nestling.recipes.delta_encoder.train import train
+from nestling.recipes.recipe_loader import load_recipe
+from nestling.trainers.losses.masked_lm import IGNORED_LABEL, token_losses
+
+SETTINGS = [
+    "recipe=delta_encoder/tiny",
+    "training.max_steps=6",
+    "data.max_bytes=100000",
+    "evaluation.batches=2",
+    "evaluation.latency=false",
+    "evaluation.bootstrap_samples=2",
+    "export.budgets=[]",
+]
+# From the first layer on, so that no chosen token is the base slice.
+ROUTED = ["model.token_routing=true", "model.routing_layer=0", "loss.preview_weight=1"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("routed")
+    train(load_recipe([*SETTINGS, *ROUTED, f"output_dir={folder}"]))
+    return folder
+
+
+def test_auc_by_hand() -> None:
+    benefit = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    assert benefit_auc(torch.tensor([3.0, 4.0, 1.0, 2.0]), benefit) == 1.0
+    assert benefit_auc(torch.tensor([1.0, 2.0, 3.0, 4.0]), benefit) == 0.0
+    # Pairs: 3 > 1, 3 = 3, 2 > 1, 2 < 3.
+    assert benefit_auc(torch.tensor([3.0, 2.0, 1.0, 3.0]), benefit) == 2.5 / 4
+    assert benefit_auc(torch.zeros(4), benefit) == 0.5
+    assert torch.tensor(benefit_auc(torch.zeros(4), benefit.abs())).isnan()
+
+
+def test_no_token_is_the_base_slice_and_all_tokens_the_whole_model(run_folder: Path) -> None:
+    found = run_routing_study([run_folder], [0.0, 0.35, 1.0])
+    run = open_run(run_folder)
+    whole, base = DeltaBudget.full(run.model.config), base_budget(run.model.config)
+    losses = {whole: 0.0, base: 0.0}
+    tokens = 0
+    with torch.no_grad():
+        for batch in run.loader:
+            count = int((batch["labels"] != IGNORED_LABEL).sum())
+            tokens += count
+            for budget in losses:
+                losses[budget] += float(run.model(**batch, budget=budget).loss) * count
+    assert found["predicted_tokens"] == tokens
+    for rule in RULES:
+        curve = found["curves"][rule]
+        assert curve["0.0"]["mean"] == pytest.approx(losses[base] / tokens, abs=1e-5)
+        assert curve["1.0"]["mean"] == pytest.approx(losses[whole] / tokens, abs=1e-5)
+    benefit = (losses[base] - losses[whole]) / tokens
+    assert found["benefit"]["mean"] == pytest.approx(benefit, abs=1e-5)
+    flops = found["flops"]
+    assert flops["0.0"] < flops["0.35"] < flops["1.0"] == 1.0
+    assert 0 <= found["preview_auc"]["mean"] <= 1
+
+
+def test_scores_are_what_the_rules_say(run_folder: Path) -> None:
+    run = open_run(run_folder)
+    whole, base = DeltaBudget.full(run.model.config), base_budget(run.model.config)
+    batch = next(iter(run.loader))
+    where = batch["labels"] != IGNORED_LABEL
+    with torch.no_grad():
+        scores, benefit = score_tokens(
+            run.model, batch, whole, base, torch.Generator().manual_seed(0)
+        )
+        logits = run.model(batch["input_ids"], batch["attention_mask"], budget=base).logits
+        full = run.model(batch["input_ids"], batch["attention_mask"], budget=whole).logits
+    labels = batch["labels"][where]
+    expected = token_losses(logits[where], labels) - token_losses(full[where], labels)
+    torch.testing.assert_close(benefit, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scores["oracle"][where], benefit)
+    assert scores["oracle"][~where].isinf().all()
+    torch.testing.assert_close(
+        scores["confidence"], -logits.softmax(-1).amax(-1), atol=1e-5, rtol=1e-4
+    )
+    assert {tuple(score.shape) for score in scores.values()} == {tuple(where.shape)}
+
+
+def test_a_model_without_preview_is_refused(tmp_path: Path) -> None:
+    train(load_recipe([*SETTINGS, f"output_dir={tmp_path}", "training.max_steps=1"]))
+    with pytest.raises(ModelFolderError, match="no preview network"):
+        run_routing_study([tmp_path], [0.5])
+
+
+def test_the_command_line(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "routing.json"
+    words = ["routing_study", str(run_folder), "--ratios", "0.5", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", [*words, "--set", "evaluation.batches=1"])
+    main()
+    assert '"0.5"' in output.read_text()
+    monkeypatch.setattr(sys, "argv", [*words, "--ratios", "2"])
+    with pytest.raises(SystemExit):
+        routing_study.main()
