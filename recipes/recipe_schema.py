@@ -25,10 +25,11 @@ class ModelSection:
         head_budgets: numbers of heads; empty means about half, three quarters and all.
         depth_budgets: numbers of layers; empty means about half, three quarters and all.
         extra_budgets: further budgets as quoted text, such as "0.5:2:2:64" (hidden width 64).
-        init_from: ModernBERT-family checkpoint to start from, a folder or a Hub name; its sizes
-            replace the ones above.
+        init_from: checkpoint to start from, a folder or a Hub name, of the ModernBERT family or a
+            Delta-Matryoshka encoder; its sizes replace the ones above.
         reorder_by_importance: sort heads, MLP channels and hidden channels of ``init_from`` by
-            importance before training, so that prefixes keep what matters.
+            importance before training, so that prefixes keep what matters. None does so unless
+            the checkpoint is nested: its units are in order.
         initializer_range: standard deviation of the initial weights; narrow models learn faster
             with more than ModernBERT's 0.02.
         attn_implementation: sdpa, eager, flash_attention_2 or flex_attention; auto takes eager for
@@ -66,7 +67,7 @@ class ModelSection:
     depth_budgets: list[int] = field(default_factory=list)
     extra_budgets: list[str] = field(default_factory=list)
     init_from: str | None = None
-    reorder_by_importance: bool = True
+    reorder_by_importance: bool | None = None
     initializer_range: float = 0.02
     attn_implementation: str = "auto"
     base_ratio: float = 0.5

@@ -72,7 +72,8 @@ def _continue_from(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncod
         model = load(name)
     except OSError as error:
         raise _unreadable("model.init_from", name, error) from error
-    if section.reorder_by_importance:
+    sorts = section.reorder_by_importance
+    if sorts or (sorts is None and not is_nested):
         model.set_attn_implementation(attention_of(recipe))
         reorder_by_importance(model, measure_importance(model, first_batches(recipe, data)))
     parts = delta_settings(recipe, model.config)

@@ -34,6 +34,15 @@ TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
         ([TINY, "loss.delta_weight=-1"], ["loss.delta_weight", ">= 0"]),
         ([TINY, "training.phase_ratios=[0.5,0.5]"], ["phase_ratios", "three numbers"]),
         ([TINY, "training.phase_ratios=[0.5,0.5,0.5]"], ["phase_ratios", "sum to"]),
+        (
+            [TINY, "training.budget_sampling=random"],
+            ["loss.kd_weight is 1.0", "largest budget at every step", "sandwich or fixed"],
+        ),
+        (
+            [TINY, "training.budget_sampling=random", "loss.kd_weight=0", "loss.cscf_weight=0.1"],
+            ["loss.cscf_weight is 0.1", "random"],
+        ),
+        ([TINY, "loss.largest_share=1"], ["loss.largest_share", "(0, 1)"]),
         ([TINY, "training.survival_alpha=1.5"], ["survival_alpha", "[0, 1]"]),
         ([PLUS, "training.budget_sampling=fixed"], ["training.three_phase", "sandwich"]),
         (

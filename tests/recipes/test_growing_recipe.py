@@ -20,6 +20,11 @@ LARGE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
          "intermediate_size": 48}  # fmt: skip
 AXES = ["model.width_budgets=[0.5,1.0]", "model.head_budgets=[2,4]", "model.depth_budgets=[2,4]"]
 
+# No part whose units have no order of their own.
+PLAIN = ["model.conditioned_norms=false", "model.exit_affine=false", "model.token_routing=false",
+         "model.delta_token_ratio=null", "loss.preview_weight=0",
+         "loss.budget_penalty_weight=0"]  # fmt: skip
+
 
 def save_modernbert(folder: Path, sizes: dict[str, int], seed: int) -> Path:
     torch.manual_seed(seed)
@@ -98,6 +103,24 @@ def test_parts_are_added_to_a_loaded_checkpoint_without_changing_it(
         logits(model), logits(load_modernbert(str(large))), rtol=1e-4, atol=1e-4
     )
     build_trainer(tiny_plus(tmp_path, *changes), model, data)
+
+
+def test_training_goes_on_from_a_nested_encoder(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """``model.init_from`` takes our own folder; its units keep their order unless asked."""
+    plain = [*KINDS["dense"], *AXES, *PLAIN]
+    data = prepared(tiny_tokenizer)
+    torch.manual_seed(1)
+    start = build_model(tiny_plus(tmp_path, *plain), data)
+    start.save_pretrained(tmp_path / "start")
+    again = [*plain, f"model.init_from={tmp_path / 'start'}"]
+    model = build_model(tiny_plus(tmp_path, *again), data)
+    for name, value in start.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    sorted_model = build_model(tiny_plus(tmp_path, *again, "model.reorder_by_importance=true"), data)
+    assert not torch.equal(
+        sorted_model.model.layers[0].mlp.down.weight, start.model.layers[0].mlp.down.weight
+    )
+    torch.testing.assert_close(logits(sorted_model), logits(start), rtol=1e-4, atol=1e-4)
 
 
 def test_a_missing_checkpoint_is_one_line(tmp_path: Path, tiny_tokenizer: Any) -> None:

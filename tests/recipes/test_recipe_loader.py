@@ -113,7 +113,7 @@ def test_quoted_budgets_and_budgets_of_overrides_stay_text(tmp_path: Path) -> No
         ("data.source=embeded", ["embeded", "did you mean embedded?"]),
         ("data.source=ecommerce", ["data.path"]),
         ("data.source=hub", ["data.name"]),
-        ("training.budget_sampling=random", ["sandwich, fixed"]),
+        ("training.budget_sampling=lottery", ["sandwich, fixed, random"]),
         ("export.format=onnx", ["auto, native, remote, state-dict"]),
         ("model.width_budgets=[a]", ["width_budgets", "'a'"]),
         ("lr=[1", ["[1"]),
