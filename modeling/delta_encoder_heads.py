@@ -35,7 +35,8 @@ class NestedMaskedLMOutput(ModelOutput):
 
     Attributes:
         budget_logits: one (labelled tokens, vocabulary) tensor per budget, in the order asked
-            for; then that of the routed pass and that of the upgrade, if asked for.
+            for; then, where asked for, those of the routed pass and of the same pass without any
+            delta, and that of the upgrade.
         labels: (labelled tokens,) the labels at those positions.
         states: one (labelled tokens, n) tensor per entry of ``budget_logits``: the states after
             the final norm.
@@ -115,8 +116,9 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
             budgets: several budgets in one call, for training; needs ``labels`` and returns a
                 `NestedMaskedLMOutput` without a loss.
             tap_layers: with ``budgets``: for each the layers whose states to return.
-            routed: with ``budgets``: one more pass of this budget whose delta runs on this share
-                of the tokens, as the preview network chooses them.
+            routed: with ``budgets``: two more passes of this budget, the first with its delta on
+                this share of the tokens, as the preview network chooses them, the second with its
+                delta on none.
             upgrade: with ``budgets``: one more pass of the first of these two, in which the
                 second, contained in it, gets no gradient.
             num_items_in_batch: divide the summed loss by this instead of the labelled tokens here.
@@ -172,20 +174,21 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
         targets = labels.flatten().index_select(0, where)
         # Here, before the trunk is queued, the device has nothing to finish first.
         require_label_range(targets, self.config.vocab_size)
-        exits = self.model.exits(budgets, **inputs)
+        references = () if upgrade is None else upgrade[1:]
+        exits = self.model.exits(budgets, **inputs, references=references)
         require_token_labels(labels, exits[0].states.shape[:2])
         states, logits = self._predict(exits, where)
         if upgrade is not None:
             above, below = self._upgrade(*upgrade, labels, inputs)
             states, logits = (*states, above), (*logits, below)
-        last = exits[-1]
+        routed = exits[len(budgets)] if len(exits) > len(budgets) else exits[0]
         return NestedMaskedLMOutput(
             budget_logits=logits,
             labels=targets,
             states=states,
             taps=tuple(found.taps for found in exits[: len(budgets)]),
-            scores=last.scores,
-            chosen=last.chosen,
+            scores=routed.scores,
+            chosen=routed.chosen,
         )
 
     def _predict(

@@ -102,6 +102,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         budget: DeltaBudget | str | None = None,
         delta_tokens: Tensor | None = None,
+        drop_paths: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
@@ -117,6 +118,8 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             budget: overrides ``set_budget`` for this call.
             delta_tokens: (batch, tokens) bool, the tokens that get the delta in the layers from
                 ``routing_layer`` on; None asks the configuration.
+            drop_paths: in training, apply the stochastic depth of the configuration; a pass that
+                teaches others goes without.
             output_hidden_states: also return the states before each layer and the last one.
             output_attentions: also return attention weights (eager attention only).
             **kwargs: passed on to the attention function.
@@ -135,7 +138,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             {chosen.depth: ()},
             kwargs,
             self._routing(chosen, delta_tokens),
-            drops_paths=True,
+            drops_paths=drop_paths,
             collected=collected,
             weights=weights,
         )
@@ -163,12 +166,14 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         tap_layers: tuple[tuple[int, ...], ...] | None = None,
         routed: tuple[DeltaBudget, float] | None = None,
+        references: tuple[DeltaBudget, ...] = (),
         **kwargs: Any,
     ) -> list[Exit]:
         """Run several budgets and return their exits, in the order asked for.
 
         Budgets that differ only in depth share one pass through the layers. The pass of the first
-        budget runs without stochastic depth, because it teaches the others.
+        budget runs without stochastic depth, because it teaches the others, and so do those of
+        `references`: a difference to them would otherwise be noise.
 
         Args:
             budgets: budgets that run on all tokens, whatever the configuration says.
@@ -177,7 +182,9 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             position_ids: see there.
             inputs_embeds: see there.
             tap_layers: for each budget the layers (counted from 1) whose states to keep.
-            routed: a budget and the share of tokens that get its delta; its exit comes last.
+            routed: a budget and the share of tokens that get its delta. Two exits come last: that
+                one, and the same pass with the delta on no token.
+            references: those of `budgets` that others are compared with.
             **kwargs: passed on to the attention function.
         """
         budgets = tuple(map(self._checked, budgets))
@@ -193,11 +200,12 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         for index, budget in enumerate(budgets):
             groups.setdefault(budget.trunk, []).append(index)
         exits: dict[int, Exit] = {}
+        steady = {0, *(budgets.index(self._checked(budget)) for budget in references)}
         for members in groups.values():
             deepest = max((budgets[index] for index in members), key=lambda b: b.depth)
             wanted = {budgets[index].depth: taps[index] for index in members}
             found = self._run(
-                deepest, inputs, wanted, kwargs, drops_paths=0 not in members
+                deepest, inputs, wanted, kwargs, drops_paths=steady.isdisjoint(members)
             )
             exits.update({index: found[budgets[index].depth] for index in members})
         ordered = [exits[index] for index in range(len(budgets))]
@@ -208,8 +216,9 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
                     f"budget {budget} has no delta to route; route a larger one, of a model with "
                     "token_routing=True"
                 )
-            run = self._run(budget, inputs, {budget.depth: ()}, kwargs, Routing(ratio=ratio))
-            ordered.append(run[budget.depth])
+            for share in (ratio, 0.0):
+                run = self._run(budget, inputs, {budget.depth: ()}, kwargs, Routing(ratio=share))
+                ordered.append(run[budget.depth])
         return ordered
 
     def _routing(self, budget: DeltaBudget, delta_tokens: Tensor | None) -> Routing | None:

@@ -120,6 +120,12 @@ def _check_terms(recipe: Recipe) -> None:
     if loss.teacher is None:
         distils["loss.kd_weight"] = loss.kd_weight
     if training.budget_sampling == "random":
+        if loss.largest_share is not None:
+            raise UsageError(
+                f"loss.largest_share is {loss.largest_share}, but with "
+                "training.budget_sampling=random a step need not run the largest budget; set "
+                "loss.largest_share=null, or sandwich sampling"
+            )
         for key, value in {**distils, "loss.preview_weight": loss.preview_weight}.items():
             if value:
                 raise UsageError(
@@ -127,7 +133,13 @@ def _check_terms(recipe: Recipe) -> None:
                     "training.budget_sampling is random; set it to sandwich or fixed, or "
                     f"{key}=0"
                 )
+    alone = training.three_phase and set(training.calibration_budgets) <= {"largest"}
     for key, value in upgrades.items():
+        if value and alone:
+            raise UsageError(
+                f"{key} is {value}, which compares budgets, but training.calibration_budgets is "
+                f"{list(training.calibration_budgets)}: add a smaller one, or set {key}=0"
+            )
         if value and training.gradient_checkpointing:
             raise UsageError(
                 f"{key} is {value} and training.gradient_checkpointing is true: an upgrade pass "

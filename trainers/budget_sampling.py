@@ -151,11 +151,11 @@ class RandomSampler(Generic[BudgetT]):
     Args:
         budgets: Distinct budgets.
         flops: FLOPs of each budget, in the same order.
-        budgets_per_step: How many a step runs, in 1..len(budgets).
+        budgets_per_step: How many a step runs, >= 1; all of them where there are fewer.
         seed: Seed of the draws.
 
     Raises:
-        ValueError: If the lists do not fit, budgets repeat, or a step cannot draw so many.
+        ValueError: If the lists do not fit, budgets repeat, or a step is to run none.
 
     Source: SortedNet, https://arxiv.org/abs/2309.00255.
     """
@@ -172,17 +172,14 @@ class RandomSampler(Generic[BudgetT]):
                 f"got {len(budgets)} budgets and {len(flops)} FLOP numbers; give one or more "
                 "budgets and one number for each"
             )
-        if not 1 <= budgets_per_step <= len(budgets):
-            raise ValueError(
-                f"budgets_per_step is {budgets_per_step}, it must be in 1..{len(budgets)}, the "
-                "number of budgets"
-            )
+        if budgets_per_step < 1:
+            raise ValueError(f"budgets_per_step is {budgets_per_step}, it must be 1 or more")
         _check_distinct(budgets)
         largest_first = sorted(
             zip(flops, budgets, strict=True), key=lambda pair: (-pair[0], str(pair[1]))
         )
         self._ordered = [budget for _, budget in largest_first]
-        self.budgets_per_step = budgets_per_step
+        self.budgets_per_step = min(budgets_per_step, len(budgets))
         self.seed = seed
 
     def sample(self, step: int, total_steps: int = 0) -> tuple[BudgetT, ...]:

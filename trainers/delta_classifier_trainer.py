@@ -79,10 +79,13 @@ class DeltaClassifierTrainer(HookedTrainer):
         labels = batch["labels"]
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         is_labelled = labels != IGNORED_LABEL
+        # The first one teaches the others, so no layer of it is skipped.
         logits = [
-            model(**inputs, budget=budget).logits[is_labelled]  # (num_labelled, classes)
-            for budget in self.budget_sampler.sample(step, self.state.max_steps)
-        ]
+            model(**inputs, budget=budget, drop_paths=number > 0).logits[is_labelled]
+            for number, budget in enumerate(
+                self.budget_sampler.sample(step, self.state.max_steps)
+            )
+        ]  # (num_labelled, classes) each
         targets = labels[is_labelled]
         losses = {
             "label_cross_entropy": mean_over_models(

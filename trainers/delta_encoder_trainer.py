@@ -43,8 +43,10 @@ class DeltaEncoderTrainer(HookedTrainer):
     the other terms, each with its weight. The shares p_m are `largest_share` for b_1 and equal for
     the others. In place (`teacher=None`) the teacher is b_1, detached, and
     the students are b_2 ... b_M; with an external teacher every budget is a student. A routed pass
-    is one more budget. An upgrade pass counts in `delta_residual` and `monotone_upgrade` only: in
-    it the smallest budget gets no gradient, so neither can make that one worse.
+    counts as two more budgets, with the delta on a share of the tokens and on none, because both
+    are ways in which the model is to be used. An upgrade pass counts in `delta_residual` and
+    `monotone_upgrade` only: in it the smaller budget gets no gradient, so neither makes that one
+    worse through its own gradient.
 
     `evaluate` gives `eval_loss`, the mean cross-entropy of `eval_budgets` over all labelled tokens.
 
@@ -132,7 +134,7 @@ class DeltaEncoderTrainer(HookedTrainer):
         plan = self.planner.plan(step, self.state.max_steps, weights)
         output = model(**batch, **plan.arguments())
         targets = output.labels
-        count = len(plan.budgets) + (plan.routed is not None)
+        count = len(plan.budgets) + (0 if plan.routed is None else 2)
         logits = output.budget_logits[:count]
         losses: dict[str, LossSum] = {}
         if "masked_lm" in self.terms:
@@ -184,7 +186,7 @@ class DeltaEncoderTrainer(HookedTrainer):
         self, weights: dict[str, float], plan: StepPlan, output: Any, batch: dict[str, Any]
     ) -> dict[str, LossSum]:
         """Return the terms of the preview network; the threshold follows its scores afterwards."""
-        assert plan.base is not None and plan.routed is not None
+        assert plan.routed is not None
         mask = _real_tokens(batch)
         self._scores.append(output.scores.detach()[mask > 0])
         # All micro-batches of a step see one threshold; those of the first have only their own.
@@ -195,7 +197,8 @@ class DeltaEncoderTrainer(HookedTrainer):
         if weights.get("preview_benefit"):
             where = batch["labels"] != IGNORED_LABEL
             with torch.no_grad():
-                base = token_losses(output.budget_logits[plan.base], output.labels)
+                # The second of the routed passes has the delta on no token.
+                base = token_losses(output.budget_logits[len(plan.budgets) + 1], output.labels)
                 full = token_losses(output.budget_logits[0], output.labels)
             term = self.terms["preview_benefit"].term
             losses["preview_benefit"] = term(
@@ -216,11 +219,18 @@ class DeltaEncoderTrainer(HookedTrainer):
             self._scores.clear()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, then write the routing threshold into the configuration that is saved."""
+        """Train; the routing threshold is written into the configuration, here and when saving."""
         result = super().train(*args, **kwargs)
+        self._note_threshold()
+        return result
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._note_threshold()
+        super()._save_checkpoint(model, trial)
+
+    def _note_threshold(self) -> None:
         if self.threshold.threshold is not None:
             self.model.config.learned_token_threshold = float(self.threshold.threshold)
-        return result
 
     @torch.no_grad()
     def evaluate(

@@ -43,7 +43,9 @@ def weight_losses(
             else term(block.atoms_in, block.atoms_out)
             for block in blocks
         ]
-        losses[name] = LossSum(torch.stack([loss.total for loss in each]).mean(), 1)
+        totals = torch.stack([loss.total for loss in each])
+        is_sum = name == "coefficient_sparsity"
+        losses[name] = LossSum(totals.sum() if is_sum else totals.mean(), 1)
     return losses
 
 

@@ -50,7 +50,8 @@ def build_parameter_groups(
 
 def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
     leaf_and_owner = name.lower().split(".")[-2:]
-    is_norm = any("norm" in part for part in leaf_and_owner)
+    # Changes of gains, one row a depth, are matrices in shape only.
+    is_norm = any("norm" in part or part == "exit_affine" for part in leaf_and_owner)
     return parameter.dim() >= 2 and not is_norm and not leaf_and_owner[-1].endswith("bias")
 
 

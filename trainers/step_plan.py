@@ -19,14 +19,13 @@ class StepPlan:
     Attributes:
         budgets: budgets on all tokens, the largest first.
         tap_layers: for each budget the layers whose states are compared; None compares none.
-        base: index of the budget that runs the base slice at full depth, where tokens are routed.
-        routed: the budget whose delta runs on a share of the tokens, and that share.
+        routed: the budget whose delta runs on a share of the tokens, and that share; a pass with
+            its delta on no token goes with it.
         upgrade: two of `budgets`; the first is trained outside of the second, which it contains.
     """
 
     budgets: tuple[DeltaBudget, ...]
     tap_layers: tuple[tuple[int, ...], ...] | None = None
-    base: int | None = None
     routed: tuple[DeltaBudget, float] | None = None
     upgrade: tuple[DeltaBudget, DeltaBudget] | None = None
 
@@ -50,27 +49,26 @@ class StepPlan:
 class StepPlanner:
     """Adds to the budgets of a sampler the passes that the terms of a step ask for.
 
-    The upgrade pass and the routed pass take turns where both are wanted, upgrade at odd steps: a
-    step then costs one pass more than its budgets, not two, and either kind of term counts at
-    every second step.
+    The upgrade pass and the routed passes take turns where both are wanted, upgrade at odd steps:
+    a step then costs less, and either kind of term counts at every second step.
+
+    Every budget of a step but the smallest is upgraded in turn, from the largest budget of the
+    step inside it.
 
     Args:
         sampler: draws the budgets.
         taps: relative depths in (0, 1] at which states are compared.
-        base: the base slice at full depth; needed for routing.
-        token_ratio: share of the tokens that get the delta in a routed pass.
+        token_ratio: share of the tokens that get the delta in a routed pass; None routes none.
     """
 
     def __init__(
         self,
         sampler: BudgetSampler[DeltaBudget],
         taps: tuple[float, ...] = (),
-        base: DeltaBudget | None = None,
         token_ratio: float | None = None,
     ) -> None:
         self.sampler = sampler
         self.taps = taps
-        self.base = base
         self.token_ratio = token_ratio
 
     def plan(self, step: int, total_steps: int, weights: Mapping[str, float]) -> StepPlan:
@@ -87,24 +85,23 @@ class StepPlanner:
             upgrade = _upgrade_of(budgets, step)
         wants_routing = any(weights.get(name) for name in ROUTING_TERMS)
         is_routed = wants_routing and (upgrade is None or step % 2 == 0)
-        base: int | None = None
         routed: tuple[DeltaBudget, float] | None = None
-        if is_routed and self.base is not None and self.token_ratio is not None:
-            if self.base not in budgets:
-                budgets = (*budgets, self.base)
-            base, routed, upgrade = budgets.index(self.base), (budgets[0], self.token_ratio), None
+        if is_routed and self.token_ratio is not None:
+            routed, upgrade = (budgets[0], self.token_ratio), None
         taps: tuple[tuple[int, ...], ...] | None = None
         if weights.get("cross_scale_features") and len(budgets) > 1:
             taps = tuple(tap_depths(self.taps, budget.depth) for budget in budgets)
-        return StepPlan(budgets, taps, base, routed, upgrade)
+        return StepPlan(budgets, taps, routed, upgrade)
 
 
 def _upgrade_of(
     budgets: tuple[DeltaBudget, ...], step: int
 ) -> tuple[DeltaBudget, DeltaBudget] | None:
-    """Return a budget in between, another one at each step, and the smallest of all."""
-    smallest = next((low for low in budgets if all(low <= other for other in budgets)), None)
-    between = [budget for budget in budgets[1:] if budget != smallest]
-    if smallest is None or not between:
-        return None
-    return between[step // 2 % len(between)], smallest
+    """Return a budget, another one at each step, and the largest of the others inside it."""
+    pairs = []
+    for larger in budgets:
+        inside = [other for other in budgets if other < larger]
+        nearest = [low for low in inside if not any(low < other for other in inside)]
+        if nearest:
+            pairs.append((larger, nearest[0]))
+    return pairs[step // 2 % len(pairs)] if pairs else None

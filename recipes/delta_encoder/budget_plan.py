@@ -33,7 +33,7 @@ def planner_of(recipe: DeltaEncoderRecipe, config: Any) -> StepPlanner:
     sampler = sampler_of(recipe, config)
     if not config.token_routing:
         return StepPlanner(sampler, taps)
-    return StepPlanner(sampler, taps, base_budget(config), token_ratio_of(recipe))
+    return StepPlanner(sampler, taps, token_ratio_of(recipe))
 
 
 def sampler_of(recipe: DeltaEncoderRecipe, config: Any) -> BudgetSampler[DeltaBudget]:
@@ -79,13 +79,3 @@ def sampler_of(recipe: DeltaEncoderRecipe, config: Any) -> BudgetSampler[DeltaBu
 def trained_budgets(recipe: DeltaEncoderRecipe, config: Any) -> list[DeltaBudget]:
     """Return the budgets that training draws from."""
     return select_budgets(recipe.training.budgets, config)
-
-
-def base_budget(config: Any) -> DeltaBudget:
-    """Return the budget that is the base slice at full depth."""
-    whole = DeltaBudget.full(config)
-    base = whole.base_shape(config)
-    sizes = zip(base.intermediate, whole.shape(config).intermediate, strict=True)
-    # Rounded up to the six decimals of a budget, so that it resolves to the same channels.
-    widths = tuple(-(-(inner * 10**6) // full) / 10**6 for inner, full in sizes)
-    return DeltaBudget(widths, base.heads, whole.depth)

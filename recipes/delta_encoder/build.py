@@ -76,11 +76,36 @@ def _continue_from(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncod
     if sorts or (sorts is None and not is_nested):
         model.set_attn_implementation(attention_of(recipe))
         reorder_by_importance(model, measure_importance(model, first_batches(recipe, data)))
-    parts = delta_settings(recipe, model.config)
+    parts = added_parts(recipe, model.config)
     if parts:
         model = grow(model, type(model.config)(**{**model.config.to_dict(), **parts}))
     model.config.budgets = [str(budget) for budget in lattice_of(section, model.config)]
     return model
+
+
+def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
+    """Return the settings that the recipe adds to a loaded model; ``drop_path`` is set at once.
+
+    Raises:
+        UsageError: if the model has a part that the recipe does not have, or has it differently.
+    """
+    config.drop_path = recipe.model.drop_path
+    wanted = delta_settings(recipe, config)
+    keys = {
+        "conditioned_norms": "conditioned_norms",
+        "exit_affine": "exit_affine",
+        "token_routing": "token_routing",
+        "delta_kind": "delta",
+    }
+    for name, key in keys.items():
+        has, wants = getattr(config, name), getattr(recipe.model, key)
+        if has not in (False, "dense") and has != wants:
+            raise UsageError(
+                f"model.{key} is {str(wants).lower()}, but model.init_from="
+                f"{recipe.model.init_from} has {str(has).lower()}, which stays; set model.{key}="
+                f"{str(has).lower()}"
+            )
+    return {name: value for name, value in wanted.items() if getattr(config, name) != value}
 
 
 def _grow_around_base(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderForMaskedLM:

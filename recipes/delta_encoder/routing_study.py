@@ -1,11 +1,15 @@
-"""Which tokens should get the delta? The preview network against confidence, chance and an oracle.
+"""Which tokens should get the delta? The preview network against confidence and chance.
 
     python -m nestling.recipes.delta_encoder.routing_study runs/study/ablations/token-routing-0 \
         runs/study/ablations/token-routing-1 --output routing.json
 
 Every rule chooses the same number of tokens of each row, so the gathered FLOPs are equal. What a
-rule needs to know beside is not: the preview network costs next to nothing, confidence needs a
-forward pass of the base slice with its head on every token, and the oracle the true labels.
+rule needs to know beside is not: the preview network costs next to nothing, and confidence needs a
+forward pass without the delta and with the head on every token. Two controls cannot be used in
+practice: `labelled` knows which tokens are predicted, and takes them first, in random order;
+`benefit` also knows the labels, and takes first those that the delta helps most. Only predicted
+tokens are counted, most of which are masks that are easy to see, so a rule must beat `labelled` to
+have learned more than where the masks are.
 """
 
 import argparse
@@ -19,19 +23,18 @@ import torch
 from torch import Tensor
 
 from ...configuration.delta_budget import DeltaBudget
-from ...modeling.token_routing import choose_by_share
+from ...modeling.token_routing import choose_by_share, choose_by_threshold
 from ...trainers.losses.masked_lm import IGNORED_LABEL, token_losses
 from ..cli_errors import ModelFolderError, run_with_one_line
 from ..environment import environment_block
 from ..evaluation_file import write_json
-from .budget_plan import base_budget
 from .evaluation_inputs import open_run
 from .study_summary import interval
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-RULES = ("preview", "confidence", "random", "oracle")
+RULES = ("preview", "confidence", "random", "labelled", "benefit")
 RATIOS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 DRAW_SEED = 0
 
@@ -47,29 +50,50 @@ def run_routing_study(
         overrides: ``section.key=value`` changes to the saved recipes.
 
     Returns:
-        ``curves``: rule -> ratio -> cross-entropy with interval over the folders; ``flops`` per
-        ratio, over those of all tokens; ``preview_auc``, see `benefit_auc`; and ``benefit``, by
-        how much the delta lowers the cross-entropy of a token on average.
+        ``curves``: rule -> ratio -> cross-entropy with interval over the folders;
+        ``minus_random``, the same as differences of each model; ``labelled_share``, which share
+        of the predicted tokens a rule chooses; ``flops`` per ratio, over those of all tokens;
+        ``preview_auc``, see `benefit_auc`; ``benefit``, by how much the delta lowers the
+        cross-entropy of a token on average; ``learned_threshold``, the share of the tokens above
+        it in masked and in clean text.
 
     Raises:
         ModelFolderError: if a model has no preview network.
     """
     found = [measure_model(folder, ratios, overrides) for folder in folders]
+
+    def summed_up(key: str, minus: str | None = None) -> dict[str, Any]:
+        return {
+            rule: {
+                str(ratio): interval(
+                    [
+                        each[key][rule][ratio] - (each[key][minus][ratio] if minus else 0.0)
+                        for each in found
+                    ]
+                )
+                for ratio in ratios
+            }
+            for rule in RULES
+            if rule != minus
+        }
+
+    shares = [each["learned_threshold"] for each in found if each["learned_threshold"]]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "routing_study",
         "models": [folder.name for folder in folders],
         "predicted_tokens": found[0]["predicted_tokens"],
-        "curves": {
-            rule: {
-                str(ratio): interval([each["curves"][rule][ratio] for each in found])
-                for ratio in ratios
-            }
-            for rule in RULES
-        },
+        "curves": summed_up("curves"),
+        "minus_random": summed_up("curves", minus="random"),
+        "labelled_share": summed_up("labelled_share"),
         "flops": {str(ratio): found[0]["flops"][ratio] for ratio in ratios},
         "preview_auc": interval([each["preview_auc"] for each in found]),
         "benefit": interval([each["benefit"] for each in found]),
+        "learned_threshold": {
+            text: interval([share[text] for share in shares]) for text in ("masked", "clean")
+        }
+        if shares
+        else None,
         "environment": environment_block([DRAW_SEED]),
     }
 
@@ -86,14 +110,17 @@ def measure_model(
             f"{folder} has no preview network; train it with model.token_routing=true "
             "loss.preview_weight=1"
         )
-    whole, base = DeltaBudget.full(config), base_budget(config)
+    whole = DeltaBudget.full(config)
     generator = torch.Generator().manual_seed(DRAW_SEED)
     sums = {rule: dict.fromkeys(ratios, 0.0) for rule in RULES}
+    reached = {rule: dict.fromkeys(ratios, 0) for rule in RULES}
+    above = {"masked": 0, "clean": 0}
+    real = 0
     labelled_scores: list[Tensor] = []
     benefits: list[Tensor] = []
     for batch in run.loader:
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        scores, benefit = score_tokens(model, batch, whole, base, generator)
+        scores, benefit = score_tokens(model, batch, whole, generator)
         where = batch["labels"] != IGNORED_LABEL
         labelled_scores.append(scores["preview"][where])
         benefits.append(benefit)
@@ -103,6 +130,14 @@ def measure_model(
                 chosen = choose_by_share(scores[rule], is_real, ratio)
                 output = model(**batch, budget=whole, delta_tokens=chosen)
                 sums[rule][ratio] += float(output.loss) * int(where.sum())
+                reached[rule][ratio] += int((chosen & where).sum())
+        real += int(is_real.sum())
+        threshold = config.learned_token_threshold
+        if threshold is not None:
+            clean = batch["labels"].where(where, batch["input_ids"])
+            unmasked = model(**{**batch, "input_ids": clean}, budgets=(whole,), routed=(whole, 0.5))
+            for text, seen in (("masked", scores["preview"]), ("clean", unmasked.scores)):
+                above[text] += int(choose_by_threshold(seen, is_real, threshold).sum())
     benefit = torch.cat(benefits)
     tokens, length = len(benefit), run.recipe.data.max_length
     full = whole.flops(config, length)
@@ -112,6 +147,13 @@ def measure_model(
             rule: {ratio: total / tokens for ratio, total in of_rule.items()}
             for rule, of_rule in sums.items()
         },
+        "labelled_share": {
+            rule: {ratio: count / tokens for ratio, count in of_rule.items()}
+            for rule, of_rule in reached.items()
+        },
+        "learned_threshold": None
+        if config.learned_token_threshold is None
+        else {text: count / real for text, count in above.items()},
         "flops": {
             ratio: whole.flops(config, length, delta_ratio=ratio) / full for ratio in ratios
         },
@@ -124,28 +166,30 @@ def score_tokens(
     model: Any,
     batch: dict[str, Tensor],
     whole: DeltaBudget,
-    base: DeltaBudget,
     generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return (batch, tokens) scores of every rule, and the benefit of the labelled tokens.
 
-    The benefit is the cross-entropy of the base slice minus that of the whole model. The oracle
-    knows it where there is a label, and puts every other token behind.
+    The benefit is the cross-entropy with the delta on no token minus that with it on all. The
+    rule `benefit` knows it where there is a label, and puts every other token behind; the rule
+    `labelled` only knows where there is a label.
     """
-    nested = model(**batch, budgets=(whole, base), routed=(whole, 0.5))
-    full_loss, base_loss = (token_losses(z, nested.labels) for z in nested.budget_logits[:2])
+    nested = model(**batch, budgets=(whole,), routed=(whole, 0.5))
+    full_loss, _, base_loss = (token_losses(z, nested.labels) for z in nested.budget_logits)
     benefit = base_loss - full_loss
     unlabelled = {name: value for name, value in batch.items() if name != "labels"}
-    confidence = model(**unlabelled, budget=base).logits.float().softmax(-1).amax(-1)
     where = batch["labels"] != IGNORED_LABEL
-    oracle = torch.full_like(nested.scores, -torch.inf)
-    oracle[where] = benefit
+    nowhere = model(**unlabelled, budget=whole, delta_tokens=torch.zeros_like(where))
+    confidence = nowhere.logits.float().softmax(-1).amax(-1)
+    known = torch.full_like(nested.scores, -torch.inf)
+    known[where] = benefit
     drawn = torch.rand(where.shape, generator=generator).to(where.device)
     scores = {
         "preview": nested.scores,
         "confidence": -confidence,
         "random": drawn,
-        "oracle": oracle,
+        "labelled": where + drawn,
+        "benefit": known,
     }
     return scores, benefit
 

@@ -22,8 +22,9 @@ def forward_flops(
     """Return the FLOPs of one forward pass of all budgets of a step.
 
     Budgets that differ only in depth share one trunk, the deepest; each has its own head.
-    A routed pass and an upgrade pass run a trunk and a head of their own. Distillation from the
-    step's own largest budget adds no matrix product; building deltas from atoms is not counted.
+    The two routed passes and an upgrade pass run a trunk and a head of their own. Distillation
+    from the step's own largest budget adds no matrix product; building deltas from atoms is not
+    counted.
 
     Args:
         draw: budgets of the step.
@@ -43,7 +44,8 @@ def forward_flops(
     extra = 0
     sizes = sequence_length, batch_size, predicted_tokens
     if routed is not None:
-        extra += routed[0].flops(config, *sizes, delta_ratio=routed[1])
+        for ratio in (routed[1], 0.0):
+            extra += routed[0].flops(config, *sizes, delta_ratio=ratio)
     if upgrade is not None:
         extra += upgrade.flops(config, *sizes)
     return sum(trunks.values()) + head + extra

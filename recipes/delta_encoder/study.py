@@ -28,11 +28,11 @@ from transformers import PreTrainedTokenizerFast
 from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ...configuration.delta_budget import DeltaBudget
 from ...modeling.importance_ordering import measure_importance, reorder_by_importance
-from ..cli_errors import DataError, run_with_one_line
+from ..cli_errors import DataError, UsageError, run_with_one_line
 from ..data.corpus import build_data
 from ..environment import environment_block
 from ..evaluation_file import write_json
-from ..recipe_loader import load_recipe
+from ..recipe_loader import load_recipe, load_saved_recipe
 from ..recipe_schema import DeltaEncoderRecipe
 from .budget_plan import trained_budgets
 from .build import first_batches, scratch_config
@@ -40,12 +40,12 @@ from .evaluate import evaluate_folder, evaluate_run
 from .evaluation_inputs import open_run
 from .evaluation_summary import named_budgets
 from .study_ablations import ABLATION_CHANGES
-from .study_cells import ABLATIONS, COMPUTE, TABLES, TOKENS, cell_folder, read_cells
+from .study_cells import ABLATIONS, COMPUTE, TABLES, TOKENS, Cells, cell_folder, read_cells
 from .study_costs import TrainingCost, total_cost, total_steps, training_cost
 from .study_methods import FIRST_RUN, METHODS, NESTED, POST_HOC, SEPARATE, SHAPES, stages_of
 from .study_plot import plot_study
 from .study_summary import SCHEMA_VERSION, summarise
-from .train import METRICS_FILE, MODEL_FOLDER, prepare, train
+from .train import METRICS_FILE, MODEL_FOLDER, prepare, require_same_recipe, train
 
 logger = logging.getLogger(__name__)
 
@@ -111,13 +111,23 @@ class Study(NamedTuple):
 
 
 def open_study(arguments: Sequence[str], folder: Path) -> Study:
-    """Prepare the rows of a study, once."""
+    """Prepare the rows of a study, once.
+
+    Raises:
+        UsageError: if an ablation would train the nested recipe itself.
+    """
     recipe = load_recipe(arguments)
     data_folder = prepare(replace(recipe, output_dir=str(folder)))
     recipe = replace(recipe, data=replace(recipe.data, pretokenized_path=str(data_folder)))
     prepared = build_data(recipe.data, recipe.seed)
     config = scratch_config(recipe, prepared.tokenizer)
     counts = prepared.manifest["counts"]["train"]
+    for name, changes in ABLATION_CHANGES.items():
+        if load_recipe([*arguments, *changes]) == load_recipe(arguments):
+            raise UsageError(
+                f"the ablation {name} ({' '.join(changes)}) changes nothing in this recipe; give "
+                "the study a recipe that has the part, such as recipe=delta_encoder/ecommerce"
+            )
     return Study(tuple(arguments), recipe, prepared.tokenizer, config, counts, folder)
 
 
@@ -147,8 +157,10 @@ def run_study(
 
     Raises:
         DataError: if finished cells were measured in different ways.
+        UsageError: if they were trained with another recipe.
     """
-    read_cells(study.folder)  # Cells that do not compare are found before hours of training.
+    # Cells that do not compare are found before hours of training.
+    _check_finished(study, read_cells(study.folder))
     for table in tables:
         chosen = [m for m in methods_of(table) if methods is None or m in methods]
         for seed in seeds:
@@ -181,6 +193,20 @@ def reevaluate_study(study: Study) -> Path:
     return study.folder / SUMMARY_FILE
 
 
+def _check_finished(study: Study, cells: Cells) -> None:
+    """Refuse to add cells beside those of another recipe.
+
+    Raises:
+        UsageError: naming every key that differs.
+    """
+    for table, methods in cells.items():
+        for method in set(methods) & set(methods_of(table)):
+            steps = study.steps(table, method)
+            for seed in methods[method]:
+                for stage in study.stages(table, method, seed, steps):
+                    require_same_recipe(stage, load_saved_recipe(Path(stage.output_dir)))
+
+
 def _run_cell(study: Study, table: str, method: str, seed: int) -> None:
     folder = cell_folder(study.folder, table, method, seed)
     if (folder / METRICS_FILE).is_file():
@@ -208,7 +234,10 @@ def _measure(folder: Path, changes: Sequence[str] = ()) -> None:
 
 def _write_summary(study: Study) -> None:
     """Sum up the finished cells and draw the methods at equal tokens."""
-    cells = read_cells(study.folder)
+    cells = {
+        table: {name: cells for name, cells in methods.items() if name in methods_of(table)}
+        for table, methods in read_cells(study.folder).items()
+    }
     named = named_budgets(study.config)
     costs: dict[str, dict[str, Any]] = {}
     trained: dict[str, list[str]] = {}

@@ -3,8 +3,10 @@
 # Name -> changes to the recipe of the study. The weights are those of the original.
 ABLATION_CHANGES: dict[str, tuple[str, ...]] = {
     "equal-shares": ("loss.largest_share=null",),
-    "distillation": ("loss.kd_weight=1.0",),
-    "dictionary": ("model.delta=dictionary", "model.delta_atoms=16", "model.delta_rank=16"),
+    "no-distillation": ("loss.kd_weight=0",),
+    "distillation-as-original": ("loss.kd_weight=1.0",),
+    # Eight atoms of rank 8 hold as many numbers as thin matrices of rank 16 in four layers.
+    "dictionary": ("model.delta=dictionary", "model.delta_atoms=8", "model.delta_rank=8"),
     "low-rank": ("model.delta=low_rank", "model.delta_rank=16"),
     "conditioned-norms": ("model.conditioned_norms=true",),
     "exit-affine": ("model.exit_affine=true",),
@@ -19,5 +21,5 @@ ABLATION_CHANGES: dict[str, tuple[str, ...]] = {
     "monotone-upgrade": ("loss.mug_weight=0.1",),
     "cross-scale-features": ("loss.cscf_weight=0.1",),
     "packing": ("loss.packing_weight=1.0e-3",),
-    "three-phases": ("training.three_phase=true",),
+    "three-phases": ("training.three_phase=true", "training.survival_alpha=0"),
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...configuration.configuration_delta_encoder import default_steps
 from ...configuration.delta_budget import DeltaBudget
+from ..cli_errors import UsageError
 from ..recipe_schema import DeltaEncoderRecipe, LossSection
 
 NESTED, POST_HOC, SEPARATE = "nested", "post-hoc", "separate"
@@ -120,6 +121,7 @@ def plain(
         token_routing=False,
         delta_token_ratio=None,
         drop_path=0.0,
+        tap_layers=[],
     )
     training = replace(
         recipe.training,
@@ -145,7 +147,7 @@ def separate(shape: str) -> Callable[..., list[Run]]:
             head_dim=section.head_dim or section.hidden_size // section.num_attention_heads,
             num_attention_heads=budget.heads,
             num_hidden_layers=budget.depth,
-            intermediate_size=int(budget.layer_widths()[0] * section.intermediate_size + 1e-4),
+            intermediate_size=single_width(budget, section.intermediate_size),
             width_budgets=[1.0],
             head_budgets=[budget.heads],
             depth_budgets=[budget.depth],
@@ -155,6 +157,20 @@ def separate(shape: str) -> Callable[..., list[Run]]:
         return [Run(replace(alone, model=model, training=training))]
 
     return runs
+
+
+def single_width(budget: DeltaBudget, channels: int) -> int:
+    """Return the MLP channels of a budget whose layers are alike.
+
+    Raises:
+        UsageError: if they are not: a model of the study has one width.
+    """
+    if isinstance(budget.width, tuple):
+        raise UsageError(
+            f"budget {budget} has a width per layer; the study trains models of one width, so no "
+            "named budget may have several: drop it from model.extra_budgets"
+        )
+    return max(1, int(budget.width * channels + 1e-4))
 
 
 def nested(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
@@ -175,15 +191,23 @@ def matformer(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> l
 
 
 def depth_exits(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
-    """Every depth at every step, full width, no distillation."""
+    """Every depth at every step, full width, no distillation.
+
+    The original's pre-training also nests the width of the output and trains a decoder; its
+    distillation belongs to fine-tuning. 2DMSE trains the last and one random depth instead.
+    """
     largest = named["largest"]
     exits = [replace(largest, depth=depth) for depth in depths_of(recipe)]
     return [Run(plain(recipe, exits, "fixed", len(exits)))]
 
 
 def sorted_net(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
-    """One budget of the lattice at each step, drawn at random, no distillation."""
-    rule = plain(recipe, [], "random", 1)
+    """Budgets of the lattice drawn at random, as many a step as ours, no distillation.
+
+    The original accumulates the gradients of several random sub-models before an update. Here all
+    of them see the whole batch, which at equal tokens is the stronger form.
+    """
+    rule = plain(recipe, [], "random", recipe.training.budgets_per_step)
     return [Run(replace(rule, training=replace(rule.training, budgets=["all"])))]
 
 
@@ -191,9 +215,10 @@ def dyna_bert(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> l
     """A trained model, its units sorted; then width, then width and depth, from a fixed teacher.
 
     Heads and MLP channels shrink together, and a step runs every budget of its stage. Half of the
-    steps train the first model, a quarter each stage. Unlike the original this keeps the masked-LM
-    loss beside the distillation, which is the stronger rule here, keeps the first layers rather
-    than every other one, and distils logits only.
+    steps train the first model, a quarter each stage, each with a warm-up and a decay of its own.
+    Unlike the original, which distils while it fine-tunes, this keeps the masked-LM loss beside
+    the distillation, keeps the first layers rather than every other one, distils logits only, and
+    augments no data.
     """
     largest = named["largest"]
     wide = [
@@ -235,7 +260,7 @@ METHODS: dict[str, Method] = {
     "matformer": Method("MatFormer", matformer, "https://arxiv.org/abs/2310.07707"),
     "dynabert": Method("DynaBERT", dyna_bert, "https://arxiv.org/abs/2004.04037"),
     "sortednet": Method("SortedNet", sorted_net, "https://arxiv.org/abs/2309.00255"),
-    "starbucks": Method("Starbucks", depth_exits, "https://arxiv.org/abs/2410.13230"),
+    "starbucks": Method("Starbucks (depth exits)", depth_exits, "https://arxiv.org/abs/2410.13230"),
     **{
         f"{SEPARATE}-{shape}": Method(f"separate, {shape}", separate(shape), "one model each")
         for shape in SHAPES

@@ -43,7 +43,8 @@ def summarise(
         alone = separate_curves(curves, named)
         if alone:
             curves[SEPARATE] = alone
-        reference = alone or separate_curves(cells.get(TOKENS, {}), named)
+        # An ablation has the tokens of that table; equal compute has separate models of its own.
+        reference = separate_curves(cells.get(TOKENS, {}), named) if table == ABLATIONS else alone
         methods = {
             method: {
                 **method_summary(curves[method], ours, reference, named),
@@ -83,7 +84,7 @@ def method_summary(
     paired = [seed for seed in seeds if seed in ours]
     areas = {seed: autc_of_cell(cells[seed]) for seed in seeds}
     losses = {seed: _losses(cells[seed]) for seed in seeds}
-    whole = all(len(of_seed) > len(SHAPES) for of_seed in losses.values())
+    whole = not any(cell.get("is_joined") for cell in cells.values())
     difference: dict[str, Any] = {}
     if paired:
         difference["autc"] = interval([areas[s] - autc_of_cell(ours[s]) for s in paired])
@@ -112,7 +113,7 @@ def method_summary(
         "minus_ours": difference,
         **{
             key: [cells[seed]["summary"]["monotonicity"][key] for seed in seeds]
-            for key in ("raw_violations", "alias_violations")
+            for key in ("raw_violations", "alias_violations", "alias_violations_calibration")
             if whole
         },
     }
@@ -134,7 +135,7 @@ def separate_curves(
         ]
         flops = [entry["flops"] for entry in entries]
         summary = {"autc_anchors": [min(flops), max(flops)]}
-        joined[seed] = {**models[SHAPES[0]][seed], "budgets": entries, "summary": summary}
+        joined[seed] = {"budgets": entries, "summary": summary, "is_joined": True}
     return joined
 
 

@@ -46,7 +46,7 @@ def test_a_dropped_row_passes_a_layer_unchanged(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_first_budget_teaches_and_runs_whole() -> None:
-    """So do the budgets that share its pass, the routed pass and the upgrade."""
+    """So do the budgets that share its pass, the routed passes, the upgrade and where it starts."""
     model = lively_model(drop_path=0.8, token_routing=True)
     ids, documents = packed_rows()
     full, small = DeltaBudget.full(model.config), DeltaBudget.parse("0.5:2:4")
@@ -61,4 +61,22 @@ def test_the_first_budget_teaches_and_runs_whole() -> None:
         torch.manual_seed(0)
         found = model.train()(ids, documents, **arguments).budget_logits
     same = [torch.equal(a, b) for a, b in zip(found, expected, strict=True)]
-    assert same == [True, True, False, True, True]
+    assert same == [True, True, True, True, True, True]
+    arguments["budgets"] = (full, DeltaBudget.parse("0.5:3:4"), small)
+    with torch.no_grad():
+        found = model(ids, documents, **arguments).budget_logits
+        expected = model.train(False)(ids, documents, **arguments).budget_logits
+    same = [torch.equal(a, b) for a, b in zip(found, expected, strict=True)]
+    assert same == [True, False, True, True, True, True]
+
+
+def test_a_teacher_can_be_run_whole() -> None:
+    """As fine-tuning does with the largest budget of a step."""
+    model = lively_model(drop_path=0.8)
+    ids, documents = packed_rows()
+    with torch.no_grad():
+        expected = model(ids, documents).logits
+        model.train()
+        torch.manual_seed(0)
+        assert torch.equal(model(ids, documents, drop_paths=False).logits, expected)
+        assert not torch.equal(model(ids, documents).logits, expected)

@@ -202,7 +202,7 @@ def test_a_threshold_between_the_scores_equals_the_share() -> None:
     with torch.no_grad():
         found = model.model.exits(
             (DeltaBudget.full(model.config),), row, numbers, routed=(_full(model), 0.5)
-        )[-1]
+        )[-2]
         ranked = found.scores[0].sort(descending=True).values
         expected = model(row, numbers).logits
         model.config.delta_token_ratio = None
@@ -263,19 +263,22 @@ def test_a_slice_routes_as_its_budget_does(kind: str, is_conditioned: bool) -> N
 
 
 def test_a_routed_pass_for_training() -> None:
-    """It comes last, says what it chose, and the other budgets run on all tokens."""
+    """Says what it chose; the same without a delta follows; budgets run on all tokens."""
     model = lively_model(**ROUTED, delta_token_ratio=0.2).train()
     ids, documents = packed_rows()
     labels = some_labels(ids, documents)
     budgets = (_full(model), DeltaBudget.parse("0.5:2:3"))
     output = model(ids, documents, labels=labels, budgets=budgets, routed=(_full(model), 0.35))
-    assert len(output.budget_logits) == 3
+    assert len(output.budget_logits) == 4
     assert output.chosen.sum(dim=1).tolist() == [5, 3, 4]  # of 12, 8 and 9 real tokens
     assert output.scores.shape == ids.shape
     plain = lively_model(**ROUTED).train()
     torch.testing.assert_close(output.budget_logits[0], plain(ids, documents, labels=labels).logits)
     plain.config.delta_token_ratio = 0.35
     torch.testing.assert_close(output.budget_logits[2], plain(ids, documents, labels=labels).logits)
+    nowhere = torch.zeros_like(ids, dtype=torch.bool)
+    none = plain(ids, documents, labels=labels, delta_tokens=nowhere).logits
+    torch.testing.assert_close(output.budget_logits[3], none)
     only = model(ids, documents, labels=labels, budgets=budgets)
     assert (only.scores, only.chosen) == (None, None)
 

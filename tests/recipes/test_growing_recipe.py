@@ -116,7 +116,8 @@ def test_training_goes_on_from_a_nested_encoder(tmp_path: Path, tiny_tokenizer: 
     model = build_model(tiny_plus(tmp_path, *again), data)
     for name, value in start.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
-    sorted_model = build_model(tiny_plus(tmp_path, *again, "model.reorder_by_importance=true"), data)
+    asked = [*again, "model.reorder_by_importance=true"]
+    sorted_model = build_model(tiny_plus(tmp_path, *asked), data)
     assert not torch.equal(
         sorted_model.model.layers[0].mlp.down.weight, start.model.layers[0].mlp.down.weight
     )

@@ -8,7 +8,6 @@ import torch
 from nestling.configuration.delta_budget import DeltaBudget
 from nestling.recipes.cli_errors import ModelFolderError
 from nestling.recipes.delta_encoder import routing_study
-from nestling.recipes.delta_encoder.budget_plan import base_budget
 from nestling.recipes.delta_encoder.evaluation_inputs import open_run
 from nestling.recipes.delta_encoder.routing_study import (
     RULES,
@@ -30,8 +29,7 @@ SETTINGS = [
     "evaluation.bootstrap_samples=2",
     "export.budgets=[]",
 ]
-# From the first layer on, so that no chosen token is the base slice.
-ROUTED = ["model.token_routing=true", "model.routing_layer=0", "loss.preview_weight=1"]
+ROUTED = ["model.token_routing=true", "loss.preview_weight=1"]
 
 
 @pytest.fixture(scope="module")
@@ -51,46 +49,55 @@ def test_auc_by_hand() -> None:
     assert torch.tensor(benefit_auc(torch.zeros(4), benefit.abs())).isnan()
 
 
-def test_no_token_is_the_base_slice_and_all_tokens_the_whole_model(run_folder: Path) -> None:
+def test_curves_run_from_no_token_to_every_token(run_folder: Path) -> None:
     found = run_routing_study([run_folder], [0.0, 0.35, 1.0])
     run = open_run(run_folder)
-    whole, base = DeltaBudget.full(run.model.config), base_budget(run.model.config)
-    losses = {whole: 0.0, base: 0.0}
+    whole = DeltaBudget.full(run.model.config)
+    losses = {False: 0.0, True: 0.0}
     tokens = 0
     with torch.no_grad():
         for batch in run.loader:
             count = int((batch["labels"] != IGNORED_LABEL).sum())
             tokens += count
-            for budget in losses:
-                losses[budget] += float(run.model(**batch, budget=budget).loss) * count
+            for every in losses:
+                chosen = torch.full_like(batch["labels"], every, dtype=torch.bool)
+                output = run.model(**batch, budget=whole, delta_tokens=chosen)
+                losses[every] += float(output.loss) * count
     assert found["predicted_tokens"] == tokens
     for rule in RULES:
         curve = found["curves"][rule]
-        assert curve["0.0"]["mean"] == pytest.approx(losses[base] / tokens, abs=1e-5)
-        assert curve["1.0"]["mean"] == pytest.approx(losses[whole] / tokens, abs=1e-5)
-    benefit = (losses[base] - losses[whole]) / tokens
+        assert curve["0.0"]["mean"] == pytest.approx(losses[False] / tokens, abs=1e-5)
+        assert curve["1.0"]["mean"] == pytest.approx(losses[True] / tokens, abs=1e-5)
+    benefit = (losses[False] - losses[True]) / tokens
     assert found["benefit"]["mean"] == pytest.approx(benefit, abs=1e-5)
     flops = found["flops"]
     assert flops["0.0"] < flops["0.35"] < flops["1.0"] == 1.0
     assert 0 <= found["preview_auc"]["mean"] <= 1
+    shares = found["labelled_share"]
+    assert shares["labelled"]["0.35"]["mean"] == shares["benefit"]["0.35"]["mean"] == 1.0
+    assert shares["random"]["0.35"]["mean"] == pytest.approx(0.35, abs=0.05)
+    # Those of the benefit know more than any other rule, but not how tokens help each other.
+    assert set(found["minus_random"]) == set(RULES) - {"random"}
+    learned = found["learned_threshold"]
+    assert all(0 <= learned[text]["mean"] <= 1 for text in ("masked", "clean"))
 
 
 def test_scores_are_what_the_rules_say(run_folder: Path) -> None:
     run = open_run(run_folder)
-    whole, base = DeltaBudget.full(run.model.config), base_budget(run.model.config)
+    whole = DeltaBudget.full(run.model.config)
     batch = next(iter(run.loader))
     where = batch["labels"] != IGNORED_LABEL
+    inputs = batch["input_ids"], batch["attention_mask"]
     with torch.no_grad():
-        scores, benefit = score_tokens(
-            run.model, batch, whole, base, torch.Generator().manual_seed(0)
-        )
-        logits = run.model(batch["input_ids"], batch["attention_mask"], budget=base).logits
-        full = run.model(batch["input_ids"], batch["attention_mask"], budget=whole).logits
+        scores, benefit = score_tokens(run.model, batch, whole, torch.Generator().manual_seed(0))
+        logits = run.model(*inputs, delta_tokens=torch.zeros_like(where)).logits
+        full = run.model(*inputs).logits
     labels = batch["labels"][where]
     expected = token_losses(logits[where], labels) - token_losses(full[where], labels)
     torch.testing.assert_close(benefit, expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(scores["oracle"][where], benefit)
-    assert scores["oracle"][~where].isinf().all()
+    torch.testing.assert_close(scores["benefit"][where], benefit)
+    assert scores["benefit"][~where].isinf().all()
+    assert scores["labelled"][where].min() > scores["labelled"][~where].max()
     torch.testing.assert_close(
         scores["confidence"], -logits.softmax(-1).amax(-1), atol=1e-5, rtol=1e-4
     )

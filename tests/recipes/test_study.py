@@ -283,7 +283,7 @@ def _cell(losses: dict[str, float], accuracy: float = 0.5) -> dict[str, Any]:
          "cross_entropy": loss}
         for i, (b, loss) in enumerate(losses.items())
     ]  # fmt: skip
-    order = {"raw_violations": 2, "alias_violations": 0}
+    order = {"raw_violations": 2, "alias_violations": 1, "alias_violations_calibration": 0}
     return {"budgets": entries, "summary": {"autc_anchors": [10.0, 30.0], "monotonicity": order}}
 
 
@@ -308,6 +308,7 @@ def test_a_method_is_compared_seed_by_seed() -> None:
     assert found["gap_percent"]["smallest"]["values"] == [25.0, 50.0]
     assert found["autc_over_separate"]["values"] == [pytest.approx(0.5)] * 2
     assert found["raw_violations"] == [2, 2, 2]
+    assert found["alias_violations_calibration"] == [0, 0, 0]
     assert found["mean_cross_entropy"]["values"] == [2.875, 3.125, 3.375]
     assert autc_of_cell(theirs[0]) == pytest.approx(0.25)
 

@@ -103,6 +103,22 @@ def test_losses_equal_a_slow_reference(tmp_path: Path, head: str) -> None:
 
 
 @both_heads
+def test_the_teacher_runs_without_stochastic_depth(tmp_path: Path, head: str) -> None:
+    """The smaller budgets do not."""
+    trainer = build(tmp_path, head)
+    trainer.model.config.drop_path = trainer.model.model.config.drop_path = 0.8
+    seen: list[tuple[str, bool]] = []
+
+    def note(module: torch.nn.Module, args: object, kwargs: dict[str, object]) -> None:
+        seen.append((str(kwargs["budget"]), bool(kwargs["drop_paths"])))
+
+    trainer.model.model.register_forward_pre_hook(note, with_kwargs=True)
+    rows = [rows_for(head)[position] for position in range(5)]
+    trainer.step_losses(trainer.model, LabelledCollator(0)(rows), 0)
+    assert seen == [("1.0:4:4", False), ("0.5:2:2", True)]
+
+
+@both_heads
 def test_distillation_does_not_train_the_largest_budget(tmp_path: Path, head: str) -> None:
     """Layers and channels that only the in-place teacher uses get no gradient from it."""
     trainer = build(tmp_path, head)

@@ -9,9 +9,10 @@ from ..loss_term import LossSum, LossTerm
 
 
 class CoefficientSparsity(LossTerm):
-    """Mean absolute coefficient: `mean_{l,i} |c_{l,i}|`, in fp32.
+    """L1 norm of the coefficients of one bank: `sum_{l,i} |c_{l,i}|`, in fp32.
 
-    Args of `forward` say the shapes. Several banks are averaged with `mean_over_models`.
+    A sum, so that the pull on a coefficient is the weight of the term, however many there are.
+    Args of `forward` say the shapes. Several banks are added up.
 
     Source: L1 penalty, Tibshirani (1996), https://doi.org/10.1111/j.2517-6161.1996.tb02080.x.
     """
@@ -20,13 +21,13 @@ class CoefficientSparsity(LossTerm):
     unit = "step"
 
     def forward(self, coefficients: Tensor) -> LossSum:
-        """Average over layers and atoms.
+        """Sum over layers and atoms.
 
         Args:
             coefficients: `(layers, atoms)` of one bank.
 
         Returns:
-            The mean and 1.
+            The sum and 1.
 
         Raises:
             ValueError: If the shape is another or empty.
@@ -36,7 +37,7 @@ class CoefficientSparsity(LossTerm):
                 f"coefficient_sparsity: coefficients {tuple(coefficients.shape)} must be "
                 "(layers, atoms), both 1 or more"
             )
-        return LossSum(coefficients.float().abs().mean(), 1)
+        return LossSum(coefficients.float().abs().sum(), 1)
 
 
 class AtomOrthogonality(LossTerm):

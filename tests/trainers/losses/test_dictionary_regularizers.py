@@ -102,12 +102,12 @@ def test_orthogonality_under_bf16_autocast_is_exact() -> None:
     torch.testing.assert_close(total, AtomOrthogonality()(atoms_in, atoms_out).total)
 
 
-def test_sparsity_is_the_mean_size_and_pulls_to_zero() -> None:
+def test_sparsity_is_the_sum_of_sizes_and_pulls_alike() -> None:
     coefficients = torch.tensor([[0.5, -1.5, 0.0], [2.0, -1.0, 1.0]], requires_grad=True)
     total, count = CoefficientSparsity()(coefficients)
     total.backward()
-    assert total.item() == pytest.approx(1.0) and count == 1
-    torch.testing.assert_close(coefficients.grad, coefficients.detach().sign() / 6)
+    assert total.item() == pytest.approx(6.0) and count == 1
+    torch.testing.assert_close(coefficients.grad, coefficients.detach().sign())
 
 
 def test_shapes_and_arguments() -> None:
