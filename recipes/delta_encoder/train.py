@@ -27,7 +27,7 @@ from .evaluation_table import Row
 logger = logging.getLogger(__name__)
 
 DATA_FOLDER, MODEL_FOLDER, SLICES_FOLDER = "data", "model", "slices"
-BEST_FOLDER = "best"
+BEST_FOLDER, LAST_LINK = "best", "last"
 METRICS_FILE = "metrics.json"
 
 # Keys that a resumed run may set anew, because they do not touch what is learned.
@@ -72,7 +72,7 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
     """Run a recipe from data to verified slices.
 
     Leaves in ``output_dir``: ``model/`` (the nested model after the last step, as a self-contained
-    folder), ``best/`` (with ``training.eval_steps``: the same of the best evaluation),
+    folder), ``last`` (a link to it), ``best/`` (with ``training.eval_steps``: the same of the best evaluation),
     ``metrics.json`` with tables and plots, ``slices/`` (one folder per exported budget),
     ``events.jsonl``, ``recipe.yaml``, ``data/`` and the last checkpoints.
 
@@ -142,6 +142,7 @@ def publish(
     export_elastic(model, data.tokenizer, model_dir, **origin)
     rows = evaluate_folder(model_dir, metrics)
     written = {"model": model_dir, "metrics": metrics, "plot": metrics.with_suffix(".png")}
+    _link_last(output_dir)
     # Once more, now that the card can show what was measured.
     export_elastic(model, data.tokenizer, model_dir, evaluation=metrics, **origin)
     if best_checkpoint is not None:
@@ -159,6 +160,17 @@ def publish(
         )
         written["slices"] = output_dir / SLICES_FOLDER
     return TrainReport(rows, written)
+
+
+def _link_last(output_dir: Path) -> None:
+    """Let ``last`` mean ``model``, beside ``best``, where the file system has links."""
+    link = output_dir / LAST_LINK
+    if link.exists() or link.is_symlink():
+        return
+    try:
+        link.symlink_to(MODEL_FOLDER, target_is_directory=True)
+    except OSError:
+        logger.info("%s cannot be linked; it would be %s", link, output_dir / MODEL_FOLDER)
 
 
 def prepare_on_one_process(recipe: DeltaEncoderRecipe) -> None:

@@ -1,5 +1,6 @@
 """``init``: a small checkpoint inside a larger model, with the parts of Delta-Matryoshka++."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ from nestling.configuration.budget import ends_of
 from nestling.modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from nestling.modeling.modernbert_weights import load_modernbert
 from nestling.recipes.cli_errors import ModelFolderError
+from nestling.recipes.data.corpus import build_data
 from nestling.recipes.delta_encoder.build import build_model, build_trainer
+from nestling.recipes.delta_encoder.train import train
+from nestling.recipes.evaluation_file import read_evaluation
+from nestling.recipes.recipe_loader import load_recipe
 from tiny_plus import KINDS, prepared, tiny_plus
 from torch import Tensor
-from transformers import ModernBertConfig, ModernBertForMaskedLM
+from transformers import AutoModelForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 24}  # fmt: skip
@@ -103,6 +108,57 @@ def test_parts_are_added_to_a_loaded_checkpoint_without_changing_it(
         logits(model), logits(load_modernbert(str(large))), rtol=1e-4, atol=1e-4
     )
     build_trainer(tiny_plus(tmp_path, *changes), model, data)
+
+
+def test_a_model_trained_by_a_recipe_grows_twice(tmp_path: Path) -> None:
+    """Mini inside base inside large: train, export as ModernBERT, grow, train, grow again."""
+    common = [
+        "recipe=delta_encoder/tiny", "data.max_bytes=100000", "training.max_steps=4",
+        "training.save_steps=4", "evaluation.batches=1", "evaluation.bootstrap_samples=2",
+        "evaluation.latency=false", "model.extra_budgets=[]",
+    ]  # fmt: skip
+    sizes = {"mini": (16, 2, 2, 24), "base": (32, 3, 4, 48), "large": (48, 4, 6, 72)}
+    budgets = {"base": "0.5:2:2:16", "large": "0.666667:4:3:32"}
+    # Every budget contains the model inside.
+    axes = {
+        "mini": ("[0.5,1.0]", "[1,2]", "[1,2]"),
+        "base": ("[0.5,1.0]", "[2,4]", "[2,3]"),
+        "large": ("[0.666667,1.0]", "[4,6]", "[3,4]"),
+    }
+    before = None
+    for name, (hidden, layers, heads, channels) in sizes.items():
+        folder = tmp_path / name
+        changes = [
+            f"output_dir={folder}", f"model.hidden_size={hidden}", f"model.head_dim={8}",
+            f"model.num_hidden_layers={layers}", f"model.num_attention_heads={heads}",
+            f"model.intermediate_size={channels}", "export.format=native",
+            "export.budgets=[largest]", f"model.width_budgets={axes[name][0]}",
+            f"model.head_budgets={axes[name][1]}", f"model.depth_budgets={axes[name][2]}",
+        ]  # fmt: skip
+        if before is not None:
+            source = before / "slices" / native_folder(before)
+            changes += [f"init.base={source}", f"data.tokenizer={source}"]
+        recipe = load_recipe([*common, *changes])
+        if before is not None:
+            data = build_data(replace(recipe.data, pretokenized_path=None), recipe.seed)
+            grown = build_model(recipe, data)
+            assert budgets[name] in grown.config.budgets
+            ids = torch.randint(5, 300, (3, 20), generator=torch.Generator().manual_seed(0))
+            stock = AutoModelForMaskedLM.from_pretrained(source)
+            with torch.no_grad():
+                expected = stock(ids, torch.ones_like(ids)).logits
+                found = grown.train(False)(ids, budget=budgets[name]).logits
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        train(recipe)
+        measured = read_evaluation(folder / "metrics.json")["budgets"]
+        assert name == "mini" or budgets[name] in {entry["budget"] for entry in measured}
+        before = folder
+
+
+def native_folder(run: Path) -> str:
+    """The one slice that was exported."""
+    [folder] = [path.name for path in (run / "slices").iterdir() if path.is_dir()]
+    return folder
 
 
 def test_training_goes_on_from_a_nested_encoder(tmp_path: Path, tiny_tokenizer: Any) -> None:

@@ -111,14 +111,15 @@ def test_the_command_means_what_it_says() -> None:
     assert at["distillation"] == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("name", ["tiny", "demo", "ecommerce"])
-def test_the_plain_recipes_have_none_of_it(name: str) -> None:
+@pytest.mark.parametrize(("name", "kd"), [("tiny", 1.0), ("demo", 1 / 3), ("ecommerce", 1 / 3)])
+def test_the_plain_recipes_have_none_of_it(name: str, kd: float) -> None:
     recipe = load_recipe([f"recipe=delta_encoder/{name}"])
     schedules = weight_schedules(recipe)
     assert {key: weight(0, 9) for key, weight in schedules.items()} == {
         "masked_lm": 1.0,
-        "distillation": 1.0,
+        "distillation": pytest.approx(kd, abs=1e-6),
     }
+    assert recipe.loss.largest_share == (None if name == "tiny" else pytest.approx(2 / 3, abs=1e-6))
     assert delta_settings(recipe, None) == {}
     assert recipe.training.three_phase is False and recipe.training.survival_alpha is None
 

@@ -21,6 +21,7 @@ def test_a_run_leaves_the_last_and_the_best_model(tmp_path: Path) -> None:
     )  # fmt: skip
     report = train(recipe)
     assert report.written["best"] == folder / "best"
+    assert (folder / "last").resolve() == (folder / "model").resolve()
     events, _ = read_events(folder / "events.jsonl")
     losses = {e["step"]: e["eval_loss"] for e in events if "eval_loss" in e}
     assert sorted(losses) == [2, 4, 6]
