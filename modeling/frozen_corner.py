@@ -61,7 +61,9 @@ def frozen_parameters(model: Any, smaller: DeltaBudget) -> dict[str, Tensor]:
 
 def corner_shapes(model: Any, smaller: DeltaBudget) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the corners of stored weights that ``smaller`` is made of."""
-    shapes = model._corner_shapes.get(smaller)
+    # The vocabulary may be resized after the first call.
+    key = (smaller, model.config.vocab_size)
+    shapes = model._corner_shapes.get(key)
     if shapes is None:
         with torch.device("meta"):
             cut = type(model)(model.sliced_config(smaller))
@@ -71,7 +73,7 @@ def corner_shapes(model: Any, smaller: DeltaBudget) -> dict[str, tuple[int, ...]
             for name, tensor in cut.named_parameters()
         }
         shapes.update(_built_corners(model, smaller))
-        model._corner_shapes[smaller] = shapes
+        model._corner_shapes[key] = shapes
     return shapes
 
 

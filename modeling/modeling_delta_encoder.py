@@ -184,7 +184,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             tap_layers: for each budget the layers (counted from 1) whose states to keep.
             routed: a budget and the share of tokens that get its delta. Two exits come last: that
                 one, and the same pass with the delta on no token.
-            references: those of `budgets` that others are compared with.
+            references: budgets that others are compared with.
             **kwargs: passed on to the attention function.
         """
         budgets = tuple(map(self._checked, budgets))
@@ -200,7 +200,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         for index, budget in enumerate(budgets):
             groups.setdefault(budget.trunk, []).append(index)
         exits: dict[int, Exit] = {}
-        steady = {0, *(budgets.index(self._checked(budget)) for budget in references)}
+        steady = {0, *(i for i, b in enumerate(budgets) if b in map(self._checked, references))}
         for members in groups.values():
             deepest = max((budgets[index] for index in members), key=lambda b: b.depth)
             wanted = {budgets[index].depth: taps[index] for index in members}

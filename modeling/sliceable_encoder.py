@@ -35,7 +35,7 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
         config.validate()
         super().__init__(config, **kwargs)
         self.active_budget: DeltaBudget | None = None
-        self._corner_shapes: dict[DeltaBudget, dict[str, tuple[int, ...]]] = {}
+        self._corner_shapes: dict[tuple[DeltaBudget, int], dict[str, tuple[int, ...]]] = {}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from .budget_sampling import BudgetSampler
 from .hooked_trainer import HookedTrainer
 from .loss_term import LossSum, WeightedTerm, mean_over_models
-from .losses.distillation import DistillationLoss
+from .losses.distillation import DistillationLoss, require_quiet_teacher
 from .losses.label_cross_entropy import LabelCrossEntropyLoss
 from .losses.masked_lm import IGNORED_LABEL
 from .training_arguments import NestlingTrainingArguments
@@ -34,7 +34,7 @@ class DeltaClassifierTrainer(HookedTrainer):
 
     Raises:
         ValueError: If a term is none of the two, cross-entropy is missing, or distillation has no
-            student.
+            student or a teacher with dropout.
     """
 
     def __init__(
@@ -54,6 +54,9 @@ class DeltaClassifierTrainer(HookedTrainer):
                 "distillation in place needs 2 or more budgets per step, the sampler gives 1; "
                 "raise budgets_per_step or drop the distillation term"
             )
+
+        if self._distillation is not None:
+            require_quiet_teacher(self.model.config)
 
     def _pick_terms(self) -> tuple[LabelCrossEntropyLoss, DistillationLoss | None]:
         cross_entropy, distillation = None, None

@@ -20,6 +20,7 @@ from .loss_term import (
     weighted_over_models,
 )
 from .losses.budget_penalty import ThresholdController, score_quantile
+from .losses.distillation import require_quiet_teacher
 from .losses.masked_lm import IGNORED_LABEL, token_losses
 from .step_plan import ROUTING_TERMS, StepPlan, StepPlanner
 from .training_arguments import NestlingTrainingArguments
@@ -64,8 +65,8 @@ class DeltaEncoderTrainer(HookedTrainer):
         kwargs: Further arguments of `HookedTrainer`.
 
     Raises:
-        ValueError: If a term is unknown, in-place distillation has no student, or the teacher has
-            another vocabulary.
+        ValueError: If a term is unknown, in-place distillation has no student or a teacher with
+            dropout, or the teacher has another vocabulary.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class DeltaEncoderTrainer(HookedTrainer):
                 "in-place distillation needs 2 or more budgets per step, the sampler gives 1; "
                 "raise budgets_per_step, drop the distillation term or pass a teacher"
             )
+        if "distillation" in self.terms and teacher is None:
+            require_quiet_teacher(self.model.config)
         self.teacher = None if teacher is None else self._prepare_teacher(teacher)
 
     def _hooks_of(self, terms: Sequence[WeightedTerm]) -> dict[str, Stateful]:

@@ -11,21 +11,27 @@ import torch
 from ...configuration.delta_budget import DeltaBudget
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ...trainers.budget_sampling import SandwichSampler
+from ..delta_encoder.step_flops import forward_flops
 from ..interleaved_timing import time_interleaved
 from .bench_models import build_model, step_batch
-from .bench_report import report, torch_threads
+from .bench_report import gate, report, torch_threads
 from .bench_settings import StepSettings
-from .training_steps import elastic_step
+from .training_steps import passes_step
 
 PLAIN = "plain"
 # Part -> configuration.
 PARTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
-    "dictionary delta": {"delta_kind": "dictionary", "delta_atoms": 8, "delta_rank": 4},
-    "low-rank delta": {"delta_kind": "low_rank", "delta_rank": 8},
+    "dictionary delta": {"delta_kind": "dictionary", "delta_atoms": 8, "delta_rank": 8},
+    "low-rank delta": {"delta_kind": "low_rank", "delta_rank": 16},
     "conditioned norms": {"conditioned_norms": True},
     "exit affine": {"exit_affine": True},
+    "token routing": {"token_routing": True},
 }
+UPGRADE, ROUTED = "upgrade pass", "routed passes"
+TOKEN_RATIO = 0.35
+# A slice holds plain matrices, so it should take as long whatever it was cut from.
+LARGEST_DIFFERENCE = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +60,9 @@ DEFAULT = DeltaPartsSettings()
 def run(output: Path | None = None, settings: DeltaPartsSettings = DEFAULT) -> dict[str, Any]:
     """Time one elastic step and one slice of models that differ in one part, in turn.
 
-    Written are ratios to the plain nested model. A slice holds plain matrices whatever it was cut
-    from, so its ratio should be 1.
+    Written are ratios to the plain nested model, over one draw of budgets. Parts that add a pass
+    are timed with it; the FLOPs of the passes predict their ratio. What builds deltas and
+    conditions norms is not in the FLOPs.
 
     Args:
         output: JSON file; None writes nothing.
@@ -72,8 +79,15 @@ def run(output: Path | None = None, settings: DeltaPartsSettings = DEFAULT) -> d
         budgets, flops, settings.budgets_per_step, settings.seed, trunk_of=lambda b: b.trunk
     )
     draw, batch = sampler.sample(0), step_batch(settings)
+    between = next(budget for budget in draw[1:] if budget != draw[1])
+    passes: dict[str, tuple[DeltaEncoderForMaskedLM, dict[str, Any]]] = {
+        **{name: (model, {}) for name, model in models.items()},
+        UPGRADE: (models[PLAIN], {"upgrade": (between, draw[1])}),
+        ROUTED: (models["token routing"], {"routed": (draw[0], TOKEN_RATIO)}),
+    }
     steps: dict[str, Callable[[], Any]] = {
-        name: partial(elastic_step, model, batch, draw, False) for name, model in models.items()
+        name: partial(passes_step, model, batch, draw, more)
+        for name, (model, more) in passes.items()
     }
     whole = DeltaBudget.full(config)
     slices = {
@@ -88,14 +102,30 @@ def run(output: Path | None = None, settings: DeltaPartsSettings = DEFAULT) -> d
             clocks = {name: timing.summary() for name, timing in timings.items()}
             results += [{"what": what, "part": name, **clock} for name, clock in clocks.items()]
             plain = clocks[PLAIN]["cpu_ms"]["median"]
-            for name in PARTS:
-                if name != PLAIN:
-                    ratio = clocks[name]["cpu_ms"]["median"] / plain
-                    row: dict[str, Any] = {"measured": ratio}
-                    if what == "exported slice":
-                        row["predicted"] = 1.0
-                    summary[f"{what}, {name} over plain"] = row
+            for name in clocks:
+                ratio = clocks[name]["cpu_ms"]["median"] / plain
+                if name == PLAIN:
+                    continue
+                if what == "exported slice":
+                    row = {"predicted": 1.0, **gate(ratio, LARGEST_DIFFERENCE, at_least=False)}
+                else:
+                    row = {"predicted": _predicted(settings, passes[name], draw), "measured": ratio}
+                summary[f"{what}, {name} over plain"] = row
         return report("delta_parts", settings, results, summary, output)
+
+
+def _predicted(
+    settings: DeltaPartsSettings,
+    passes: tuple[DeltaEncoderForMaskedLM, dict[str, Any]],
+    draw: tuple[DeltaBudget, ...],
+) -> float:
+    """Return the FLOPs of a step with its passes over those of its budgets alone."""
+    model, more = passes
+    predicted = settings.batch_size * round(settings.mlm_probability * settings.sequence_length)
+    sizes = model.config, settings.sequence_length, settings.batch_size, predicted
+    upgrade = more["upgrade"][0] if "upgrade" in more else None
+    with_passes = forward_flops(draw, *sizes, routed=more.get("routed"), upgrade=upgrade)
+    return with_passes / forward_flops(draw, *sizes)
 
 
 def _forward(model: DeltaEncoderForMaskedLM, tokens: torch.Tensor) -> Callable[[], Any]:

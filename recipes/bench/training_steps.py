@@ -3,7 +3,7 @@
 The optimizer is left out because it costs the same whatever the step computed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -58,3 +58,29 @@ def elastic_step(
         total = loss.total / loss.count + divergence.total / divergence.count
     torch.autograd.backward(total)
     return float(loss.total.detach() / loss.count)
+
+
+def passes_step(
+    model: DeltaEncoderForMaskedLM,
+    batch: Batch,
+    budgets: Sequence[DeltaBudget],
+    passes: Mapping[str, Any],
+) -> float:
+    """Train several budgets by masked LM alone, with further passes, in fp32.
+
+    Args:
+        model: a masked LM.
+        batch: inputs and labels.
+        budgets: the largest first.
+        passes: ``routed`` or ``upgrade`` of the model's forward.
+
+    Returns:
+        The mean masked-LM loss of all passes.
+    """
+    model.zero_grad(set_to_none=True)
+    outputs = model(**batch, budgets=tuple(budgets), **passes)
+    masked_lm = MaskedLmLoss()
+    loss = mean_over_models([masked_lm(z, outputs.labels) for z in outputs.budget_logits])
+    total = loss.total / loss.count
+    torch.autograd.backward(total)
+    return float(total.detach())

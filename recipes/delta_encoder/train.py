@@ -72,7 +72,8 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
     """Run a recipe from data to verified slices.
 
     Leaves in ``output_dir``: ``model/`` (the nested model after the last step, as a self-contained
-    folder), ``last`` (a link to it), ``best/`` (with ``training.eval_steps``: the same of the best evaluation),
+    folder), ``last`` (a link to it), ``best/`` (with ``training.eval_steps``: the same of the best
+    evaluation),
     ``metrics.json`` with tables and plots, ``slices/`` (one folder per exported budget),
     ``events.jsonl``, ``recipe.yaml``, ``data/`` and the last checkpoints.
 

@@ -198,3 +198,12 @@ def test_impossible_upgrades_are_refused() -> None:
         upgrade_loss(model, large, small)
     model.gradient_checkpointing_disable()
     assert torch.isfinite(upgrade_loss(model, large, small))
+
+
+def test_new_tokens_are_frozen_as_the_old_ones() -> None:
+    """The vocabulary may grow between two upgrades."""
+    model = lively_model()
+    smaller = BUDGETS[0]
+    frozen_parameters(model, smaller)
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    assert not frozen_parameters(model, smaller)["model.embeddings.token.weight"].requires_grad

@@ -61,7 +61,7 @@ def both_terms(distillation: float = 0.5) -> list[WeightedTerm]:
 
 
 def build(folder: Path, head: str, **changes: Any) -> DeltaClassifierTrainer:
-    model, rows = classifier(head), rows_for(head)
+    model, rows = changes.pop("model", None) or classifier(head), rows_for(head)
     values: dict[str, Any] = {
         "args": tiny_arguments(folder, **changes.pop("arguments", {})),
         "budget_sampler": sampler_of(model, 2),
@@ -165,3 +165,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
         build(tmp_path, SEQUENCE, terms=[WeightedTerm(MaskedLmLoss(), Constant(1.0))])
     with pytest.raises(ValueError, match="add label_cross_entropy"):
         build(tmp_path, SEQUENCE, terms=both_terms()[1:])
+    noisy = classifier(SEQUENCE)
+    noisy.config.classifier_dropout = 0.1
+    with pytest.raises(ValueError, match="classifier_dropout is 0.1"):
+        build(tmp_path, SEQUENCE, model=noisy)

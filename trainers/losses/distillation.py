@@ -1,7 +1,7 @@
 """Knowledge distillation on logits (Hinton et al., 2015)."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,28 @@ class SoftTargets(NamedTuple):
 
     probabilities: Tensor
     log_probabilities: Tensor
+
+
+# Rates at which a model drops activations in training.
+DROPOUTS = ("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout")
+
+
+def require_quiet_teacher(config: Any) -> None:
+    """Check that a training pass may serve as teacher: dropout would make its targets noise.
+
+    Args:
+        config: configuration of the model that teaches its own smaller budgets.
+
+    Raises:
+        ValueError: If a dropout rate is not 0.
+    """
+    active = {name: rate for name in DROPOUTS if (rate := getattr(config, name, None))}
+    if active:
+        rates = " and ".join(f"{name} is {rate}" for name, rate in active.items())
+        raise ValueError(
+            f"{rates}, but in-place distillation takes its teacher from the training pass; set "
+            "them to 0 in the configuration, use another teacher, or drop the distillation term"
+        )
 
 
 class DistillationLoss(LossTerm):

@@ -241,8 +241,14 @@ def test_delta_parts(tmp_path):
     report = delta_parts.run(tmp_path / "x.json", settings)
     check_file(tmp_path / "x.json", report)
     parts = set(delta_parts.PARTS)
+    passes = {delta_parts.UPGRADE, delta_parts.ROUTED}
     assert {(r["what"], r["part"]) for r in report["results"]} == {
-        (what, part) for what in ("training step", "exported slice") for part in parts
+        *(("training step", part) for part in parts | passes),
+        *(("exported slice", part) for part in parts),
     }
-    assert len(report["summary"]) == 2 * (len(parts) - 1)
-    assert all(row["measured"] > 0 for row in report["summary"].values())
+    summary = report["summary"]
+    assert len(summary) == 2 * (len(parts) - 1) + 2
+    assert all(row["measured"] > 0 for row in summary.values())
+    for name in passes:
+        assert summary[f"training step, {name} over plain"]["predicted"] > 1.1
+    assert summary["training step, exit affine over plain"]["predicted"] == 1.0

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from nestling.trainers.losses.distillation import DistillationLoss
+from nestling.configuration.configuration_delta_encoder import DeltaEncoderConfig
+from nestling.trainers.losses.distillation import DistillationLoss, require_quiet_teacher
 
 
 def slow_sum(student: list[list[float]], teacher: list[list[float]], tau: float) -> float:
@@ -88,3 +89,12 @@ def test_softened_targets_serve_several_students() -> None:
     for student in students:
         torch.testing.assert_close(term.against(student, targets), term(student, teacher))
     assert term(teacher, teacher).total.item() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_teacher_with_dropout_is_refused() -> None:
+    """A training pass that drops activations gives noise for targets."""
+    config = DeltaEncoderConfig(hidden_size=32, num_attention_heads=4)
+    require_quiet_teacher(config)
+    config.mlp_dropout = 0.1
+    with pytest.raises(ValueError, match=r"mlp_dropout is 0\.1.*set them to 0"):
+        require_quiet_teacher(config)
