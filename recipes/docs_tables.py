@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .delta_encoder.evaluation_table import markdown_table
+from .delta_encoder.study_plot import plot_study
 from .delta_encoder.study_tables import (
     ablation_table,
     compute_table,
@@ -69,10 +70,16 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def render_page(text: str, root: Path) -> str:
-    """Return a page with every marked table written anew."""
+    """Return a page with every marked table written anew.
+
+    Raises:
+        ValueError: for a kind of table that does not exist.
+    """
 
     def fill(match: re.Match[str]) -> str:
         head, kind, file, end = match.groups()
+        if kind not in TABLES:
+            raise ValueError(f"no table kind {kind!r} ({file}); the kinds are {', '.join(TABLES)}")
         content = json.loads((root / file).read_text(encoding="utf-8"))
         return f"{head}\n{TABLES[kind](content)}\n{end}"
 
@@ -95,8 +102,11 @@ def main() -> None:
     if check and stale:
         sys.exit(f"out of date: {', '.join(stale)}; run make docs")
     if not check:
-        for result in sorted((PACKAGE_FOLDER / "docs" / "results").glob("*_demo.json")):
-            plot_ladder(read_evaluation(result), PACKAGE_FOLDER / "docs" / "images" / result.name)
+        results, images = (PACKAGE_FOLDER / "docs" / name for name in ("results", "images"))
+        for result in sorted(results.glob("*_demo.json")):
+            plot_ladder(read_evaluation(result), images / result.name)
+        for result in sorted(results.glob("*_study.json")):
+            plot_study(json.loads(result.read_text(encoding="utf-8")), images / result.name)
 
 
 if __name__ == "__main__":

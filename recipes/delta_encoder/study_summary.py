@@ -1,6 +1,6 @@
 """Means and intervals over the finished cells of a study."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -47,7 +47,7 @@ def summarise(
         reference = separate_curves(cells.get(TOKENS, {}), named) if table == ABLATIONS else alone
         methods = {
             method: {
-                **method_summary(curves[method], ours, reference, named),
+                **method_summary(curves[method], ours, reference, named, table == TOKENS),
                 "training": costs.get(table, {}).get(method),
                 "trained_budgets": list(trained.get(method, ())),
             }
@@ -62,6 +62,7 @@ def method_summary(
     ours: Mapping[int, Mapping[str, Any]],
     alone: Mapping[int, Mapping[str, Any]],
     named: Mapping[str, str],
+    whole_lattice: bool = True,
 ) -> dict[str, Any]:
     """Sum up one method.
 
@@ -70,6 +71,7 @@ def method_summary(
         ours: seed -> evaluation of the nested model.
         alone: seed -> the separately trained models as one evaluation.
         named: budget of ``smallest``, ``middle`` and ``largest``.
+        whole_lattice: return every budget, not only the named ones.
 
     Returns:
         ``seeds``; ``budgets``, per budget the mean cross-entropy and accuracy with 95 %
@@ -96,7 +98,7 @@ def method_summary(
             difference["mean_cross_entropy"] = interval(means)
     return {
         "seeds": seeds,
-        "budgets": budget_means(list(cells.values())),
+        "budgets": budget_means(list(cells.values()), None if whole_lattice else named.values()),
         "autc": interval(list(areas.values())),
         "mean_cross_entropy": interval([fmean(of.values()) for of in losses.values()])
         if whole
@@ -150,11 +152,20 @@ def autc_of_cell(cell: Mapping[str, Any]) -> float:
     )
 
 
-def budget_means(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return budget -> costs and mean measures over the cells, the cheapest first."""
+def budget_means(
+    cells: Sequence[Mapping[str, Any]], only: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return budget -> costs and mean measures over the cells, the cheapest first.
+
+    Args:
+        cells: evaluations of one method.
+        only: the budgets to return; None returns all.
+    """
     collected: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:
         for entry in cell["budgets"]:
+            if only is not None and entry["budget"] not in only:
+                continue
             collected.setdefault(entry["budget"], []).append(entry)
     return {
         budget: {
