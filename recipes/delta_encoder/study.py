@@ -65,6 +65,7 @@ class Study(NamedTuple):
         config: configuration of the nested model.
         counts: ``rows`` and ``tokens`` of the training split.
         folder: folder of the study.
+        known_steps: steps of the cells counted so far.
     """
 
     arguments: tuple[str, ...]
@@ -73,6 +74,7 @@ class Study(NamedTuple):
     config: DeltaEncoderConfig
     counts: dict[str, int]
     folder: Path
+    known_steps: dict[tuple[str, str], int]
 
     def named(self) -> dict[str, DeltaBudget]:
         """Return the budgets that have a name."""
@@ -99,6 +101,12 @@ class Study(NamedTuple):
 
     def steps(self, table: str, method: str) -> int:
         """Return the optimizer steps of a cell, all its runs together."""
+        known = self.known_steps.get((table, method))
+        if known is None:
+            known = self.known_steps[table, method] = self._count_steps(table, method)
+        return known
+
+    def _count_steps(self, table: str, method: str) -> int:
         steps = total_steps(self.recipe, self.counts)
         if table != COMPUTE or method == NESTED:
             return steps
@@ -128,7 +136,7 @@ def open_study(arguments: Sequence[str], folder: Path) -> Study:
                 f"the ablation {name} ({' '.join(changes)}) changes nothing in this recipe; give "
                 "the study a recipe that has the part, such as recipe=delta_encoder/ecommerce"
             )
-    return Study(tuple(arguments), recipe, prepared.tokenizer, config, counts, folder)
+    return Study(tuple(arguments), recipe, prepared.tokenizer, config, counts, folder, {})
 
 
 def methods_of(table: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Elastic = exported, for every budget and both ways a model begins, on this transformers.
+"""Elastic = exported, for every budget and every way a model is built, on this transformers.
 
-27 budgets and two with fewer hidden channels, cut from a model made from scratch and from one that
-began as a stock ModernBERT. All folders of a model are loaded in one process in which the package
+27 budgets and two with fewer hidden channels, cut from a model made from scratch, from one that
+began as a stock ModernBERT, and from one with every part of Delta-Matryoshka++. All folders of a model are loaded in one process in which the package
 cannot be imported; the reference outputs in them come from the elastic model.
 """
 
@@ -18,6 +18,7 @@ from nestling.hub_cards.complete_folder import read_json
 from nestling.hub_cards.export_slices import export, export_elastic
 from nestling.hub_cards.verify_export import VerifyReport, exported_folders, run_worker
 from nestling.modeling import load_modernbert
+from nestling.modeling.families import FAMILIES, resolve
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import ModernBertConfig, ModernBertForMaskedLM
@@ -27,6 +28,19 @@ TOLERANCE = 1e-5
 HIDDEN_WIDTHS = {
     "scratch": ("1.0:2:4:16", "0.75:3:2:20"),
     "modernbert": ("1.0:2:4:32", "0.5:3:3:40"),
+    "every part": ("1.0:2:4:16", "0.75:3:2:20"),
+}
+EVERY_PART = {
+    "delta_kind": "dictionary",
+    "delta_atoms": 3,
+    "delta_rank": 4,
+    "conditioned_norms": True,
+    "conditioner_size": 8,
+    "exit_affine": True,
+    "token_routing": True,
+    "preview_size": 8,
+    "delta_token_ratio": 0.35,
+    "drop_path": 0.2,
 }
 
 
@@ -70,11 +84,30 @@ def modernbert_proof(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFacto
     return Proof(model, where / "slices", widths, report)
 
 
-@pytest.fixture(params=["scratch", "modernbert"])
+@pytest.fixture(scope="module")
+def every_part_proof(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Proof:
+    """Built deltas, norms that know their budget, exits of their own and routed tokens."""
+    where = tmp_path_factory.mktemp("every_part")
+    family = FAMILIES["delta_encoder"]
+    config = resolve(family.config)(**{**family.tiny, **EVERY_PART})
+    torch.manual_seed(0)
+    model = resolve(family.auto_classes["AutoModelForMaskedLM"])(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.15)
+    elastic = export_elastic(model, tiny_tokenizer, where / "model")
+    widths = HIDDEN_WIDTHS["every part"]
+    export(elastic, ["all", *widths], where / "slices", verify=False)
+    report = run_worker(exported_folders(where / "slices"), sys.executable, TOLERANCE)
+    return Proof(model, where / "slices", widths, report)
+
+
+@pytest.fixture(params=["scratch", "modernbert", "every part"])
 def proof(request: pytest.FixtureRequest) -> Proof:
-    """The proof of one initialisation; that from scratch is shared with the other tests here."""
-    if request.param == "modernbert":
-        return request.getfixturevalue("modernbert_proof")
+    """The proof of one way to build; that from scratch is shared with the other tests here."""
+    if request.param != "scratch":
+        return request.getfixturevalue(f"{request.param.replace(' ', '_')}_proof")
     return Proof(
         request.getfixturevalue("lively_encoder"),
         request.getfixturevalue("slices_folder"),
@@ -126,16 +159,18 @@ def test_files_hold_what_the_formulas_say(proof: Proof) -> None:
 
 
 def test_stock_class_exactly_where_heads_fill_the_hidden_size(proof: Proof) -> None:
+    """And no token is routed: then every budget with a delta left is a class of ours."""
     config: DeltaEncoderConfig = proof.model.config
     classes = {c.folder: c.remark for c in proof.report.checks if c.check == "AutoModel"}
     stock = []
     for budget in proof.budgets():
         hidden = budget.hidden or config.hidden_size
-        fills = budget.heads * config.head_dim == hidden
+        fills = budget.heads * config.head_dim == hidden and not budget.has_routed_delta(config)
         home = "transformers.models.modernbert" if fills else "transformers_modules."
         assert classes[budget.folder_name].startswith(home), budget
         code = list((proof.slices / budget.folder_name).glob("*.py"))
         written = read_json(proof.slices / budget.folder_name / "config.json")["model_type"]
         assert (written == "modernbert") == fills == (not code), budget
         stock += [budget] if fills else []
-    assert len(stock) == 9 + 1, "4 heads of 27 budgets, and one of the two hidden widths"
+    # 4 heads of 27 budgets, and one of the two hidden widths; all of them have a delta.
+    assert len(stock) == (0 if config.token_routing else 9 + 1)
