@@ -1,8 +1,9 @@
 """Elastic = exported, for every budget and every way a model is built, on this transformers.
 
 27 budgets and two with fewer hidden channels, cut from a model made from scratch, from one that
-began as a stock ModernBERT, and from one with every part of Delta-Matryoshka++. All folders of a model are loaded in one process in which the package
-cannot be imported; the reference outputs in them come from the elastic model.
+began as a stock ModernBERT, and from one with every part of Delta-Matryoshka++. All folders of a
+model are loaded in one process in which the package cannot be imported; the reference outputs in
+them come from the elastic model.
 """
 
 import sys
