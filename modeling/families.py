@@ -80,6 +80,39 @@ FAMILIES: dict[str, Family] = {
             "drop_path": {"drop_path": 0.2},
         },
     ),
+    "ddl": Family(
+        model_type="ddl",
+        title="Deep Delta Learning decoder",
+        axes="state width d_v, depth",
+        config="configuration.configuration_ddl:DdlConfig",
+        budget="configuration.ddl_budget:DdlBudget",
+        auto_classes={
+            "AutoModel": "modeling.modeling_ddl:DdlModel",
+            "AutoModelForCausalLM": "modeling.modeling_ddl:DdlForCausalLM",
+        },
+        tiny={
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+            "variant": "ddl-cc",
+            "d_value": 4,
+            "beta_init": 1.0,
+            "budgets": ["1:1", "1:2", "1:3", "2:1", "2:2", "2:3", "4:1", "4:2", "4:3"],
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        },
+        is_encoder=False,
+        variants={
+            "vector": {"variant": "ddl", "d_value": 1, "budgets": ["1:1", "1:2", "1:3"]},
+            "token": {"variant": "ddl-tokenconv"},
+            "token_spread": {"variant": "ddl-ec"},
+            "channel_spread": {"variant": "ddl-cc-ec"},
+            "baseline": {"variant": "baseline", "d_value": 1, "budgets": ["1:1", "1:2", "1:3"]},
+        },
+    ),
 }
 
 

@@ -1,0 +1,161 @@
+"""What a delta update is made of: direction, value and strength, from one sublayer's output.
+
+Source: Deep Delta Learning, https://arxiv.org/abs/2601.00417, appendix A; the published code and
+ddl-rs make other choices of the value, which `DdlConfig.preset` names.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .delta_residual import StateTape, direction_of, rewrite, rewrite_on_tape
+from .nested_layers import NestedLinear
+
+
+class Update(NamedTuple):
+    """One delta update, for diagnostics.
+
+    Attributes:
+        direction: (batch, tokens, d), k in fp32.
+        beta: (batch, tokens, 1), in fp32.
+        before: (batch, tokens, d_v), |X k - v| before.
+        after: (batch, tokens, d_v), the same afterwards.
+    """
+
+    direction: Tensor
+    beta: Tensor
+    before: Tensor
+    after: Tensor
+
+
+class WideLinear(nn.Linear):
+    """A linear map computed in fp32, whatever the precision around it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out), fp32."""
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), bias)
+
+
+class BetaLogit(WideLinear):
+    """The last layer of a gate, which starts at zero weights and the bias of ``beta_init``."""
+
+    def __init__(self, size: int, beta_init: float) -> None:
+        super().__init__(size, 1)
+        self.beta_init = beta_init
+        self.reset()
+
+    def reset(self) -> None:
+        """Set the weights of a gate that gives ``beta_init`` to every token."""
+        nn.init.zeros_(self.weight)
+        share = self.beta_init / 2
+        nn.init.constant_(self.bias, math.log(share / (1 - share)))
+
+
+class BetaGate(nn.Module):
+    """``beta = 2 sigmoid(W c + b)``, or with two layers ``2 sigmoid(W2 tanh(W1 c + b1) + b2)``.
+
+    The last weights start at zero and the bias at logit(beta_init / 2), so beta starts at
+    ``beta_init`` for every token. Logits are in fp32.
+    """
+
+    def __init__(self, size: int, hidden: int | None, beta_init: float) -> None:
+        super().__init__()
+        self.inner = None if hidden is None else WideLinear(size, hidden)
+        self.gate = BetaLogit(hidden or size, beta_init)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Map (..., d) to (..., 1) in (0, 2), fp32."""
+        if self.inner is not None:
+            context = torch.tanh(self.inner(context))
+        beta: Tensor = 2 * torch.sigmoid(self.gate(context))
+        return beta
+
+
+class DeltaUpdate(nn.Module):
+    """The residual of one sublayer."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.kind: str = config.residual_update
+        self.mapping: str = config.mapping
+        self.source: str = config.v_source
+        self.activation: str = config.v_activation
+        self.scale: float = config.v_scale
+        self.eps: float = config.k_eps
+        self.beta_init: float = config.beta_init
+        needs_beta = config.residual_update != "frozen_beta"
+        self.beta = BetaGate(size, config.beta_hidden, config.beta_init) if needs_beta else None
+        needs_value = config.residual_update != "erase_only"
+        self.value = NestedLinear(size, config.d_value, config.v_bias) if needs_value else None
+        # The direction of its own that a value map needs; at random it is never trained.
+        self.key: nn.Linear | None = None
+        if config.mapping == "v_map" or config.residual_update == "random_k":
+            self.key = nn.Linear(size, size, bias=False)
+            self.key.weight.requires_grad_(config.residual_update != "random_k")
+
+    def forward(
+        self,
+        state: Tensor,
+        output: Tensor,
+        context: Tensor,
+        read: Tensor,
+        tape: StateTape | None = None,
+        notes: list[Update] | None = None,
+    ) -> Tensor:
+        """Update the state.
+
+        Args:
+            state: (batch, tokens, v, d).
+            output: (batch, tokens, d) of the sublayer.
+            context: (batch, tokens, d), its normed input.
+            read: (batch, tokens, d), its input before the norm.
+            tape: keeps the state where states are rebuilt.
+            notes: receives what was done.
+        """
+        values = state.shape[-2]
+        raw = output if self.key is None else self.key(context)
+        direction = direction_of(raw, self.eps)
+        beta = self._beta(context)
+        value = self._value(output, context, read, values)
+        if self.kind == "write_only":
+            written = (beta * value).unsqueeze(-1) * direction.unsqueeze(-2)
+            updated = (state + written).to(state.dtype)
+        elif tape is not None:
+            updated = rewrite_on_tape(state, direction, value, beta, tape)
+        else:
+            updated = rewrite(state, direction, value, beta)
+        if notes is not None:
+            notes.append(_note(state, updated, direction, beta, value))
+        return updated
+
+    def _beta(self, context: Tensor) -> Tensor:
+        if self.beta is None:
+            shape = (*context.shape[:-1], 1)
+            return torch.full(shape, self.beta_init, device=context.device)
+        beta: Tensor = self.beta(context)
+        return beta
+
+    def _value(self, output: Tensor, context: Tensor, read: Tensor, values: int) -> Tensor:
+        if self.value is None:
+            return torch.zeros((*context.shape[:-1], values), device=context.device)
+        # Where the direction has a map of its own, the backbone gives the value.
+        source = "backbone" if self.key is not None else self.source
+        inputs = {"context": context, "input": read, "backbone": output}[source]
+        value: Tensor = self.value(inputs, values).float()
+        return value if self.activation == "none" else self.scale * torch.sigmoid(value)
+
+
+@torch.no_grad()
+def _note(
+    state: Tensor, updated: Tensor, direction: Tensor, beta: Tensor, value: Tensor
+) -> Update:
+    before, after = (
+        ((x.float() * direction.unsqueeze(-2)).sum(-1) - value).abs() for x in (state, updated)
+    )
+    return Update(direction.detach(), beta.detach(), before, after)

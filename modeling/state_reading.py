@@ -1,0 +1,175 @@
+"""From the matrix state to what a sublayer reads, and from the embedding to the first state.
+
+The state is stored value channels first, (batch, tokens, d_v, d), because products over contiguous
+channels are several times faster than over strided ones. Every map here starts as an identity: at
+initialisation the first sublayer reads exactly the embedding.
+
+Source: Deep Delta Learning, https://arxiv.org/abs/2601.00417, section 3 (compression by a token
+convolution or by channels, embedding convolution).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .delta_residual import StateTape, read_on_tape
+
+
+class ConvHistory:
+    """The columns before the present ones that a causal convolution needs, kept in a cache.
+
+    Args:
+        cache: a transformers cache with convolution slots, or None for a whole sequence.
+        layer: layer of the cache.
+        slot: slot of that layer.
+        is_real: (batch, tokens) 0 at padding, or None; padding must not reach later tokens.
+    """
+
+    def __init__(
+        self, cache: Any = None, layer: int = 0, slot: int = 0, is_real: Tensor | None = None
+    ) -> None:
+        self.cache, self.layer, self.slot, self.is_real = cache, layer, slot, is_real
+
+    def extend(self, states: Tensor, columns: int) -> Tensor:
+        """Return (batch, columns + tokens, ...), zeros where nothing came before.
+
+        Args:
+            states: (batch, tokens, ...).
+            columns: how many columns back the convolution looks.
+        """
+        if self.is_real is not None:
+            shape = (*self.is_real.shape, *[1] * (states.dim() - 2))
+            states = states * self.is_real.view(shape).to(states.dtype)
+        tokens = states.shape[1]
+        if self.cache is None or columns == 0:
+            return F.pad(states, (*[0, 0] * (states.dim() - 2), columns, 0))
+        flat = states.flatten(2).transpose(1, 2)  # (batch, channels, tokens)
+        seen = self.cache.update_conv_state(
+            flat, self.layer, state_idx=self.slot, conv_kernel_size=columns
+        )
+        seen = F.pad(seen, (max(0, columns + tokens - seen.shape[-1]), 0))
+        seen = seen[..., -(columns + tokens) :]
+        return seen.transpose(1, 2).unflatten(2, states.shape[2:])
+
+
+def fill_slot(cache: Any, layer: int, slot: int, states: Tensor) -> None:
+    """Keep a convolution slot that a layer does not use as long as the others are.
+
+    A cache cuts all its slots when speculative tokens are taken back, so none may stay empty.
+    """
+    empty = states.new_zeros(states.shape[0], 1, states.shape[1])
+    cache.update_conv_state(empty, layer, state_idx=slot, conv_kernel_size=1)
+
+
+class ChannelRead(nn.Module):
+    """``x[i] = sum_j w_j[i] X_j[i]``: every channel weighs its own value channels.
+
+    Starts as the mean over the value channels. At a smaller budget the weights of the first v of
+    d_v are scaled by d_v / v, so that a mean stays a mean.
+    """
+
+    looks_back = 0
+
+    def __init__(self, value_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((value_size, hidden_size), 1.0 / value_size))
+
+    def reset(self) -> None:
+        """Set the weights of an identity read."""
+        nn.init.constant_(self.weight, 1.0 / len(self.weight))
+
+    def forward(
+        self, state: Tensor, history: ConvHistory | None = None, tape: StateTape | None = None
+    ) -> Tensor:
+        """Read (batch, tokens, v, d) to (batch, tokens, d)."""
+        weight = budget_rows(self.weight, state.shape[-2])
+        if tape is not None:
+            return read_on_tape(state, weight, tape)
+        return (state * weight).sum(-2)
+
+
+class TokenRead(nn.Module):
+    """A causal convolution over time of every state channel, then one weight per value channel.
+
+    ``x[t, i] = sum_j w_j sum_s c_j[i, s] X_j[t - s, i]``: the two maps are folded into one, so the
+    (d_v x d)-wide result of the convolution alone is never built. Starts as the mean over the value
+    channels of the present token.
+    """
+
+    def __init__(self, value_size: int, hidden_size: int, kernel: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.zeros(kernel, value_size, hidden_size))
+        self.weight = nn.Parameter(torch.full((value_size, 1), 1.0 / value_size))
+        self.reset()
+
+    @property
+    def looks_back(self) -> int:
+        """Columns before the present one."""
+        return len(self.kernel) - 1
+
+    def reset(self) -> None:
+        """Set the weights of an identity read; column 0 is the present token."""
+        repeat_present(self.kernel)
+        nn.init.constant_(self.weight, 1.0 / len(self.weight))
+
+    def forward(
+        self, state: Tensor, history: ConvHistory | None = None, tape: StateTape | None = None
+    ) -> Tensor:
+        """Read (batch, tokens, v, d) to (batch, tokens, d).
+
+        Raises:
+            ValueError: if the state is to be rebuilt: a convolution needs those of earlier tokens.
+        """
+        if tape is not None:
+            raise ValueError("rebuild_state does not go with a token convolution")
+        tokens, values = state.shape[1], state.shape[-2]
+        weight = self.kernel[:, :values] * budget_rows(self.weight, values)
+        padded = (history or ConvHistory()).extend(state, self.looks_back)
+        read = state.new_zeros(())
+        for back, column in enumerate(weight):
+            first = self.looks_back - back
+            read = read + (padded[:, first : first + tokens] * column).sum(-2)
+        return read
+
+
+class EmbeddingSpread(nn.Module):
+    """A causal convolution over time that gives each value channel its own view of the embedding.
+
+    ``X_j[t, i] = sum_s c_j[i, s] e[t - s, i]``. Starts as plain repetition.
+    """
+
+    def __init__(self, value_size: int, hidden_size: int, kernel: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.zeros(kernel, value_size, hidden_size))
+        self.reset()
+
+    def reset(self) -> None:
+        """Set the weights of a repetition."""
+        repeat_present(self.kernel)
+
+    def forward(self, embeds: Tensor, values: int, history: ConvHistory | None = None) -> Tensor:
+        """Spread (batch, tokens, d) over the first value channels: (batch, tokens, v, d)."""
+        tokens, back = embeds.shape[1], len(self.kernel) - 1
+        padded = (history or ConvHistory()).extend(embeds, back).unsqueeze(2)
+        state = embeds.new_zeros(())
+        for column, weight in enumerate(self.kernel[:, :values]):
+            first = back - column
+            state = state + padded[:, first : first + tokens] * weight
+        return state
+
+
+@torch.no_grad()
+def repeat_present(kernel: Tensor) -> None:
+    """Let a convolution of (columns, ...) copy the present token, unless it was loaded."""
+    if getattr(kernel, "_is_hf_initialized", False):
+        return
+    kernel.zero_()
+    kernel[0] = 1.0
+
+
+def budget_rows(weight: Tensor, values: int) -> Tensor:
+    """Return the first rows of a read's weight, scaled so that an average stays one."""
+    full = len(weight)
+    return weight if values == full else weight[:values] * (full / values)

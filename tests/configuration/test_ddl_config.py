@@ -1,0 +1,116 @@
+"""Configuration of Deep Delta Learning decoders: variants, presets, one line for each mistake."""
+
+import math
+from typing import Any
+
+import pytest
+from nestling.configuration.budget import BudgetError
+from nestling.configuration.configuration_ddl import PAPER_NAMES, PRESETS, VARIANTS, DdlConfig
+from nestling.configuration.ddl_budget import DdlBudget
+
+TINY: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variant", "d_value", "compression", "embed_conv", "slots"),
+    [
+        ("baseline", 1, None, False, 0),
+        ("ddl", 1, None, False, 0),
+        ("ddl-tokenconv", 4, "token", False, 3),
+        ("ddl-ec", 4, "token", True, 4),
+        ("ddl-cc", 4, "channel", False, 0),
+        ("ddl-cc-ec", 4, "channel", True, 1),
+    ],
+)
+def test_what_a_slug_stands_for(
+    variant: str, d_value: int, compression: str | None, embed_conv: bool, slots: int
+) -> None:
+    config = DdlConfig(**TINY, variant=variant)
+    assert (config.d_value, config.compression, config.embed_conv) == (
+        d_value, compression, embed_conv
+    )  # fmt: skip
+    assert config.conv_slots == slots
+    assert config.layer_types == ["hybrid" if slots else "full_attention"] * 3
+    assert DdlConfig(**config.to_dict()).to_dict() == config.to_dict()
+
+
+def test_names_of_the_paper_are_aliases() -> None:
+    assert set(PAPER_NAMES.values()) == set(VARIANTS)
+    for name, slug in PAPER_NAMES.items():
+        assert DdlConfig(**TINY, variant=name).variant == slug
+    # The trap: the paper's bare name is not the slug "ddl".
+    assert DdlConfig(**TINY, variant="DDL").variant == "ddl-cc-ec"
+
+
+def test_presets_name_their_source() -> None:
+    paper = DdlConfig.preset("paper", **TINY)
+    reference = DdlConfig.preset("reference-code", **TINY)
+    rust = DdlConfig.preset("ddl-rs", **TINY)
+    assert (paper.v_source, paper.v_activation, paper.beta_init) == ("context", "none", 1.0)
+    assert (reference.v_source, reference.v_activation, reference.v_scale) == (
+        "input", "sigmoid", 4.0
+    )  # fmt: skip
+    assert reference.rope_before_qk_norm and not paper.rope_before_qk_norm
+    assert (rust.beta_init, rust.k_eps) == (0.5, 1e-6)
+    assert DdlConfig.preset("paper", **TINY, beta_init=0.25).beta_init == 0.25
+    with pytest.raises(ValueError, match=", ".join(PRESETS)):
+        DdlConfig.preset("original")
+
+
+def test_sizes_that_follow_from_others() -> None:
+    config = DdlConfig(**TINY)
+    assert config.head_dim == 8 and config.intermediate_size == math.ceil(8 * 32 / 3)
+    assert config.budget_list() == [DdlBudget(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"variant": "ddl-x"}, ["'ddl-x'", "ddl-cc-ec", "DDL-TC"]),
+        ({"beta_init": 0.0}, ["beta_init 0.0", "open interval (0, 2)"]),
+        ({"beta_init": 2.0}, ["beta_init 2.0", "(0, 2)"]),
+        ({"beta_init": float("nan")}, ["beta_init nan", "(0, 2)"]),
+        ({"d_value": 4}, ["d_value 4 needs a matrix variant", "ddl-cc-ec"]),
+        ({"variant": "ddl-cc", "d_value": 1}, ["ddl-cc has a matrix state", "variant='ddl'"]),
+        ({"num_attention_heads": 5}, ["5 does not divide hidden_size 32", "head_dim"]),
+        ({"head_dim": 7}, ["head_dim 7 must be even"]),
+        ({"hidden_size": 0}, ["hidden_size 0", ">= 1"]),
+        ({"conv_kernel": 0}, ["conv_kernel 0"]),
+        ({"k_eps": 0.0}, ["k_eps 0.0", "above 0"]),
+        ({"k_eps": float("inf")}, ["k_eps inf", "finite"]),
+        ({"residual_update": "overwrite"}, ["'overwrite'", "write_only"]),
+        ({"mapping": "kmap"}, ["'kmap'", "v_map"]),
+        (
+            {"residual_update": "erase_only", "mapping": "v_map"},
+            ["for nothing else", "mapping='k_map'"],
+        ),
+        ({"v_source": "x"}, ["v_source 'x'", "backbone"]),
+        ({"variant": "baseline", "residual_update": "write_only"}, ["needs a delta residual"]),
+    ],
+)
+def test_mistakes_are_one_line(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        DdlConfig(**{**TINY, **changes})
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_budgets_parse_print_and_order() -> None:
+    budget = DdlBudget.parse("4:12")
+    assert str(budget) == "4:12" and budget.folder_name == "v04-d12" and budget.trunk == 4
+    assert DdlBudget(2, 6) < budget and not DdlBudget(8, 6) <= budget
+    for wrong in ("4", "4:5:6", "x:3", "0:3"):
+        with pytest.raises(BudgetError):
+            DdlBudget.parse(wrong)
+    with pytest.raises(BudgetError, match="quote budgets"):
+        DdlBudget.parse(252)
+    config = DdlConfig(**TINY, variant="ddl-cc", budgets=["1:2", "4:3"])
+    assert config.budget_list() == [DdlBudget(1, 2), DdlBudget(4, 3)]
+    with pytest.raises(BudgetError, match=r"value_size 8 is not in 1\.\.4.*4:3"):
+        DdlBudget.parse("8:3").check(config)
+    # As after loading with fewer layers.
+    assert DdlConfig(**TINY, variant="ddl-cc", budgets=["8:3"]).budget_list() == [DdlBudget(4, 3)]
