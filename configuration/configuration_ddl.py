@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import transformers
 from transformers import PretrainedConfig
 
 from .ddl_budget import DdlBudget
@@ -31,6 +32,9 @@ UPDATES = ("delta", "write_only", "erase_only", "frozen_beta", "random_k")
 MAPPINGS = ("k_map", "v_map")
 VALUE_SOURCES = ("context", "input", "backbone")
 VALUE_ACTIVATIONS = ("none", "sigmoid")
+
+# The first release whose caches hold convolution histories beside keys and values.
+TRANSFORMERS_FLOOR = (5, 17)
 
 # Public sources disagree on where the value comes from; a preset names one of them.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -83,6 +87,7 @@ class DdlConfig(PretrainedConfig):
 
     Raises:
         ValueError: from `validate`, with the value, the allowed range and the fix.
+        ImportError: with a transformers that is too old.
     """
 
     model_type = "ddl"
@@ -237,6 +242,7 @@ class DdlConfig(PretrainedConfig):
         Raises:
             ValueError: with the value, the allowed range and the fix.
         """
+        _require_transformers()
         if self.variant not in VARIANTS:
             raise ValueError(
                 f"variant {self.variant!r} must be one of {', '.join(VARIANTS)} (or the paper's "
@@ -322,3 +328,14 @@ class DdlConfig(PretrainedConfig):
                 f"variant {self.variant} has a matrix state, d_value must be 2 or more; set "
                 "d_value=4 or variant='ddl'"
             )
+
+
+def _require_transformers() -> None:
+    """Refuse releases whose caches cannot hold what generation needs."""
+    found = tuple(map(int, transformers.__version__.split(".")[:2]))
+    if found < TRANSFORMERS_FLOOR:
+        floor = ".".join(map(str, TRANSFORMERS_FLOOR))
+        raise ImportError(
+            f"Deep Delta Learning decoders need transformers >= {floor}, this is "
+            f"{transformers.__version__}: pip install 'transformers>={floor}'"
+        )

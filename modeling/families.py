@@ -24,6 +24,7 @@ class Family:
         auto_classes: Auto class name -> ``module:Class`` of the model.
         tiny: configuration values of a model small enough for tests.
         is_encoder: whether exports are sentence-transformers folders too.
+        transformers_floor: the oldest transformers that runs it, as (major, minor).
         variants: name -> what it changes in ``tiny``: settings that are tested like the plain one.
     """
 
@@ -35,6 +36,7 @@ class Family:
     auto_classes: dict[str, str]
     tiny: dict[str, Any]
     is_encoder: bool
+    transformers_floor: tuple[int, int] = (4, 57)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -105,6 +107,7 @@ FAMILIES: dict[str, Family] = {
             "eos_token_id": 3,
         },
         is_encoder=False,
+        transformers_floor=(5, 17),
         variants={
             "vector": {"variant": "ddl", "d_value": 1, "budgets": ["1:1", "1:2", "1:3"]},
             "token": {"variant": "ddl-tokenconv"},

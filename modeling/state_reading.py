@@ -100,18 +100,17 @@ class TokenRead(nn.Module):
 
     def __init__(self, value_size: int, hidden_size: int, kernel: int) -> None:
         super().__init__()
-        self.kernel = nn.Parameter(torch.zeros(kernel, value_size, hidden_size))
+        self.kernel_change = nn.Parameter(torch.zeros(kernel, value_size, hidden_size))
         self.weight = nn.Parameter(torch.full((value_size, 1), 1.0 / value_size))
-        self.reset()
 
     @property
     def looks_back(self) -> int:
         """Columns before the present one."""
-        return len(self.kernel) - 1
+        return len(self.kernel_change) - 1
 
     def reset(self) -> None:
-        """Set the weights of an identity read; column 0 is the present token."""
-        repeat_present(self.kernel)
+        """Set the weights of an identity read."""
+        nn.init.zeros_(self.kernel_change)
         nn.init.constant_(self.weight, 1.0 / len(self.weight))
 
     def forward(
@@ -125,7 +124,7 @@ class TokenRead(nn.Module):
         if tape is not None:
             raise ValueError("rebuild_state does not go with a token convolution")
         tokens, values = state.shape[1], state.shape[-2]
-        weight = self.kernel[:, :values] * budget_rows(self.weight, values)
+        weight = present_plus(self.kernel_change, values) * budget_rows(self.weight, values)
         padded = (history or ConvHistory()).extend(state, self.looks_back)
         read = state.new_zeros(())
         for back, column in enumerate(weight):
@@ -142,31 +141,36 @@ class EmbeddingSpread(nn.Module):
 
     def __init__(self, value_size: int, hidden_size: int, kernel: int) -> None:
         super().__init__()
-        self.kernel = nn.Parameter(torch.zeros(kernel, value_size, hidden_size))
-        self.reset()
+        self.kernel_change = nn.Parameter(torch.zeros(kernel, value_size, hidden_size))
 
     def reset(self) -> None:
         """Set the weights of a repetition."""
-        repeat_present(self.kernel)
+        nn.init.zeros_(self.kernel_change)
 
     def forward(self, embeds: Tensor, values: int, history: ConvHistory | None = None) -> Tensor:
         """Spread (batch, tokens, d) over the first value channels: (batch, tokens, v, d)."""
-        tokens, back = embeds.shape[1], len(self.kernel) - 1
+        kernel = present_plus(self.kernel_change, values)
+        tokens, back = embeds.shape[1], len(kernel) - 1
         padded = (history or ConvHistory()).extend(embeds, back).unsqueeze(2)
         state = embeds.new_zeros(())
-        for column, weight in enumerate(self.kernel[:, :values]):
+        for column, weight in enumerate(kernel):
             first = back - column
             state = state + padded[:, first : first + tokens] * weight
         return state
 
 
-@torch.no_grad()
-def repeat_present(kernel: Tensor) -> None:
-    """Let a convolution of (columns, ...) copy the present token, unless it was loaded."""
-    if getattr(kernel, "_is_hf_initialized", False):
-        return
-    kernel.zero_()
-    kernel[0] = 1.0
+def present_plus(change: Tensor, values: int) -> Tensor:
+    """Return the kernel of a convolution over the first value channels.
+
+    It is stored as its difference to a copy of the present token, which is then zero at the start.
+
+    Args:
+        change: (columns, d_v, d), column 0 the present token.
+        values: value channels that are kept.
+    """
+    present = change.new_zeros(len(change), 1, 1)
+    present[0] = 1.0
+    return change[:, :values] + present
 
 
 def budget_rows(weight: Tensor, values: int) -> Tensor:

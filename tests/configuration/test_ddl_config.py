@@ -4,9 +4,21 @@ import math
 from typing import Any
 
 import pytest
+import transformers
 from nestling.configuration.budget import BudgetError
-from nestling.configuration.configuration_ddl import PAPER_NAMES, PRESETS, VARIANTS, DdlConfig
+from nestling.configuration.configuration_ddl import (
+    PAPER_NAMES,
+    PRESETS,
+    TRANSFORMERS_FLOOR,
+    VARIANTS,
+    DdlConfig,
+)
 from nestling.configuration.ddl_budget import DdlBudget
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < TRANSFORMERS_FLOOR,
+    reason="Deep Delta Learning decoders need transformers >= 5.17",
+)
 
 TINY: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -114,3 +126,9 @@ def test_budgets_parse_print_and_order() -> None:
         DdlBudget.parse("8:3").check(config)
     # As after loading with fewer layers.
     assert DdlConfig(**TINY, variant="ddl-cc", budgets=["8:3"]).budget_list() == [DdlBudget(4, 3)]
+
+
+def test_an_old_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers, "__version__", "4.57.6")
+    with pytest.raises(ImportError, match=r"need transformers >= 5\.17, this is 4\.57\.6"):
+        DdlConfig(**TINY)

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
+import transformers
 from nestling.modeling.families import FAMILIES, Family, resolve
 from torch import Tensor
 
@@ -32,6 +34,9 @@ class Case:
         return resolve(self.family.auto_classes[self.auto_class])
 
     def config(self, **overrides: Any) -> Any:
+        floor = self.family.transformers_floor
+        if tuple(map(int, transformers.__version__.split(".")[:2])) < floor:
+            pytest.skip(f"{self.family.model_type} needs transformers >= {floor[0]}.{floor[1]}")
         changes = {} if self.variant is None else self.family.variants[self.variant]
         return resolve(self.family.config)(**{**self.family.tiny, **changes, **overrides})
 

@@ -4,9 +4,20 @@ from typing import Any
 
 import pytest
 import torch
-from nestling.configuration.configuration_ddl import UPDATES, VARIANTS, DdlConfig
+import transformers
+from nestling.configuration.configuration_ddl import (
+    TRANSFORMERS_FLOOR,
+    UPDATES,
+    VARIANTS,
+    DdlConfig,
+)
 from nestling.modeling.modeling_ddl import DdlForCausalLM, DdlModel
 from torch import Tensor
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < TRANSFORMERS_FLOOR,
+    reason="Deep Delta Learning decoders need transformers >= 5.17",
+)
 
 MATRIX = [name for name, (is_matrix, _, _) in VARIANTS.items() if is_matrix]
 TOLERANCE = 1e-5

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from nestling.modeling.state_reading import ChannelRead, ConvHistory, EmbeddingSpread, TokenRead
+from nestling.modeling.state_reading import (
+    ChannelRead,
+    ConvHistory,
+    EmbeddingSpread,
+    TokenRead,
+    present_plus,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +45,7 @@ def test_folded_token_read_equals_convolution_then_weights() -> None:
     read = lively(TokenRead(3, 6, 4))
     state = torch.randn(2, 7, 3, 6, generator=torch.Generator().manual_seed(2))
     flat = state.flatten(2).transpose(1, 2)  # (batch, v d, tokens)
-    kernel = read.kernel.flip(0).flatten(1).T.unsqueeze(1)  # oldest column first
+    kernel = present_plus(read.kernel_change, 3).flip(0).flatten(1).T.unsqueeze(1)  # oldest first
     wide = F.conv1d(F.pad(flat, (3, 0)), kernel, groups=18).transpose(1, 2).unflatten(2, (3, 6))
     expected = (wide * read.weight).sum(2)
     torch.testing.assert_close(read(state), expected, atol=1e-5, rtol=1e-5)
@@ -48,7 +54,7 @@ def test_folded_token_read_equals_convolution_then_weights() -> None:
 def test_a_kernel_of_one_with_tied_weights_is_a_channel_read() -> None:
     token, channel = lively(TokenRead(3, 6, 1)), ChannelRead(3, 6)
     with torch.no_grad():
-        channel.weight.copy_(token.kernel[0] * token.weight)
+        channel.weight.copy_(present_plus(token.kernel_change, 3)[0] * token.weight)
     state = torch.randn(2, 7, 3, 6)
     torch.testing.assert_close(token(state), channel(state))
 
@@ -57,7 +63,7 @@ def test_spread_equals_a_convolution() -> None:
     spread = lively(EmbeddingSpread(3, 6, 4))
     given = embeds()
     for j in range(3):
-        kernel = spread.kernel[:, j].flip(0).T.unsqueeze(1)
+        kernel = present_plus(spread.kernel_change, 3)[:, j].flip(0).T.unsqueeze(1)
         expected = F.conv1d(F.pad(given.transpose(1, 2), (3, 0)), kernel, groups=6)
         torch.testing.assert_close(
             spread(given, 3)[:, :, j], expected.transpose(1, 2), atol=1e-5, rtol=1e-5
