@@ -35,6 +35,15 @@ def loading_snippets(description: dict[str, Any], name: str) -> list[str]:
             f'fill = pipeline("fill-mask", model=name{trusted})\n'
             'print(fill(f"an {fill.tokenizer.mask_token} sentence"))'
         )
+    if auto_class == "AutoModelForCausalLM":
+        blocks.append(
+            f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\n{named}\n"
+            f"tokenizer = AutoTokenizer.from_pretrained(name)\n"
+            f"model = AutoModelForCausalLM.from_pretrained(name{trusted})\n"
+            'prompt = tokenizer("an example", return_tensors="pt", add_special_tokens=False)\n'
+            "written = model.generate(**prompt, max_new_tokens=8)\n"
+            "print(tokenizer.decode(written[0]))"
+        )
     if description["is_encoder"]:
         blocks.append(
             f"from sentence_transformers import SentenceTransformer\n\n{named}\n"

@@ -22,7 +22,11 @@ from .sentence_files import write_sentence_files
 from .tokenizer_files import write_tokenizer
 
 # Auto class -> name of the head in the cost formulas; every other class has a classifier.
-_HEADS = {"AutoModel": "none", "AutoModelForMaskedLM": "masked_lm"}
+_HEADS = {
+    "AutoModel": "none",
+    "AutoModelForMaskedLM": "masked_lm",
+    "AutoModelForCausalLM": "causal_lm",
+}
 
 
 def write_slice_folder(
@@ -93,7 +97,7 @@ def _describe(
         config = type(config)(**{**config.to_dict(), **off})
     head = _HEADS.get(elastic.auto_class, "classification")
     tokens = flops_tokens(evaluation)
-    predicted = predicted_tokens(evaluation) if head == "masked_lm" else 0
+    predicted = predicted_tokens(evaluation) if head.endswith("_lm") else 0
     dtype = dtype_name(elastic.dtype)
     return {
         "schema_version": SCHEMA_VERSION,
