@@ -282,6 +282,33 @@ def pick(
 
 
 @app.command()
+def explore(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PATH]…",
+            help="Run folders, folders of runs, events.jsonl, metrics.json, study.json or files "
+            "of nestling bench; without one, demo data.",
+            show_default=False,
+        ),
+    ] = None,
+    snapshot: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Write a picture, open no terminal.")
+    ] = None,
+    screen: Annotated[
+        Literal["dashboard", "training", "spectral", "benchmark"],
+        typer.Option(help="The screen that is shown first."),
+    ] = "dashboard",
+) -> None:
+    """Watch runs train and look at what they measured, in the terminal."""
+    from .explorer.explore import explore as open_explorer
+
+    written = open_explorer(paths or [], snapshot=snapshot, screen=screen)
+    if written is not None:
+        show_line(f"Written: {written}")
+
+
+@app.command()
 def doctor() -> None:
     """Report versions, hardware and what a missing thing would limit."""
     from .doctor import examine

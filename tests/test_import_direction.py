@@ -33,6 +33,7 @@ LIGHT = (
     "trainers/budget_sampling.py",
     "trainers/event_log.py",
     "recipes/recipe_schema.py",
+    "recipes/explorer/explore.py",
 )
 # Runs the snippet of a model card in a process of its own, to prove that it works.
 RUNS_CODE = {"hub_cards/verify_worker.py"}

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from ..bench_summary import KIND
+from ..bench_summary import summary_rows as summary_rows
 from ..environment import environment_block, load_average
 from ..evaluation_file import write_json
 from .bench_settings import BenchSettings
 
 SCHEMA_VERSION = 1
-KIND = "benchmark"
 
 
 @contextmanager
@@ -85,19 +86,4 @@ def missed_targets(content: Mapping[str, Any]) -> list[str]:
         f"target {words[value['better']]} {value['target']:.4g}"
         for name, value in content["summary"].items()
         if isinstance(value, Mapping) and value.get("met") is False
-    ]
-
-
-def summary_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the summary as rows with equal keys, for a table on the terminal.
-
-    Args:
-        content: what `report` returned.
-    """
-    columns = ("predicted", "measured", "target", "met")
-    return [
-        {"what": name, **{column: value.get(column) for column in columns}}
-        if isinstance(value, Mapping)
-        else {"what": name, **dict.fromkeys(columns), "measured": value}
-        for name, value in content["summary"].items()
     ]

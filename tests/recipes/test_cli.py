@@ -53,6 +53,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, name: str, **functions: object) -> Non
         (["trian"], 2),
         (["train", "recipe=delta_encoder/tinny"], 2),
         (["pick", "budgets.json"], 2),
+        (["explore", "nowhere"], 3),
         (["export", "nowhere", "--output", "x"], 2),
     ],
 )
@@ -109,7 +110,8 @@ def test_usage_errors_are_one_line(
 def test_no_arguments_show_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli._run([]) == 0
     shown = capsys.readouterr().out
-    for verb in "list prepare train evaluate export verify compile push bench pick doctor".split():
+    verbs = "list prepare train evaluate export verify compile push bench pick explore doctor"
+    for verb in verbs.split():
         assert verb in shown
 
 
