@@ -225,10 +225,11 @@ def _run_cell(study: Study, table: str, method: str, seed: int) -> None:
         if not (Path(stage.output_dir) / METRICS_FILE).is_file():
             train(stage, resume=True)
     if method == POST_HOC:
-        _measure(folder)  # Its only run is not the cell: what it left is sorted first.
+        # Its only run is not the cell, and was measured in passing: what it left is sorted first.
+        _measure(folder, _evaluation_changes(study.recipe))
 
 
-def _measure(folder: Path, changes: Sequence[str] = ()) -> None:
+def _measure(folder: Path, changes: Sequence[str]) -> None:
     """Measure a cell; the units of a model without nesting are sorted before it is cut."""
     if not folder.name.startswith(f"{POST_HOC}-"):
         evaluate_folder(folder / MODEL_FOLDER, folder / METRICS_FILE, changes)
