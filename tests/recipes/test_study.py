@@ -37,7 +37,7 @@ SETTINGS = [
     "training.save_steps=4",
     "loss.kd_weight=0",
     "data.max_bytes=100000",
-    "evaluation.batches=1",
+    "evaluation.batches=2",
     "evaluation.bootstrap_samples=2",
 ]
 NAMED = {
