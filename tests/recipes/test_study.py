@@ -127,7 +127,8 @@ def test_every_cell_is_evaluated_on_the_same_rows(finished: Path) -> None:
 
 def test_tables_name_every_method(summary: dict[str, Any]) -> None:
     table = tokens_table(summary)
-    for name in ("ours", "MatFormer", "DynaBERT", "SortedNet", "Starbucks", "separate models"):
+    rivals = ("MatFormer", "DynaBERT", "SortedNet", "Starbucks (depth exits)")
+    for name in ("ours", *rivals, "separate models"):
         assert f"| {name} |" in table
     assert "| SortedNet |" in compute_table(summary)
     assert "| exit-affine | `model.exit_affine=true` |" in ablation_table(summary)
