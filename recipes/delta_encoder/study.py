@@ -119,23 +119,13 @@ class Study(NamedTuple):
 
 
 def open_study(arguments: Sequence[str], folder: Path) -> Study:
-    """Prepare the rows of a study, once.
-
-    Raises:
-        UsageError: if an ablation would train the nested recipe itself.
-    """
+    """Prepare the rows of a study, once."""
     recipe = load_recipe(arguments)
     data_folder = prepare(replace(recipe, output_dir=str(folder)))
     recipe = replace(recipe, data=replace(recipe.data, pretokenized_path=str(data_folder)))
     prepared = build_data(recipe.data, recipe.seed)
     config = scratch_config(recipe, prepared.tokenizer)
     counts = prepared.manifest["counts"]["train"]
-    for name, changes in ABLATION_CHANGES.items():
-        if load_recipe([*arguments, *changes]) == load_recipe(arguments):
-            raise UsageError(
-                f"the ablation {name} ({' '.join(changes)}) changes nothing in this recipe; give "
-                "the study a recipe that has the part, such as recipe=delta_encoder/ecommerce"
-            )
     return Study(tuple(arguments), recipe, prepared.tokenizer, config, counts, folder, {})
 
 
@@ -165,12 +155,14 @@ def run_study(
 
     Raises:
         DataError: if finished cells were measured in different ways.
-        UsageError: if they were trained with another recipe.
+        UsageError: if they were trained with another recipe, or an ablation changes nothing.
     """
     # Cells that do not compare are found before hours of training.
     _check_finished(study, read_cells(study.folder))
     for table in tables:
         chosen = [m for m in methods_of(table) if methods is None or m in methods]
+        if table == ABLATIONS:
+            _require_changes(study, chosen)
         for seed in seeds:
             for method in chosen:
                 _run_cell(study, table, method, seed)
@@ -199,6 +191,21 @@ def reevaluate_study(study: Study) -> Path:
         _measure(folder, changes)
     _write_summary(study)
     return study.folder / SUMMARY_FILE
+
+
+def _require_changes(study: Study, ablations: Sequence[str]) -> None:
+    """Refuse an ablation that would train the nested recipe itself.
+
+    Raises:
+        UsageError: naming the changes.
+    """
+    for name in ablations:
+        changes = ABLATION_CHANGES[name]
+        if load_recipe([*study.arguments, *changes]) == load_recipe(study.arguments):
+            raise UsageError(
+                f"the ablation {name} ({' '.join(changes)}) changes nothing in this recipe; give "
+                "the study a recipe that has the part, such as recipe=delta_encoder/ecommerce"
+            )
 
 
 def _check_finished(study: Study, cells: Cells) -> None:
