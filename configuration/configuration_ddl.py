@@ -284,6 +284,14 @@ class DdlConfig(PretrainedConfig):
                 "sublayer's output for nothing else; set mapping='k_map'"
             )
 
+        rebuilds = self.variant != "baseline" and self.residual_update != "write_only"
+        if self.rebuild_state and (not rebuilds or self.compression == "token"):
+            raise ValueError(
+                f"rebuild_state needs a delta residual whose state is read token by token, not "
+                f"variant {self.variant!r} with residual_update {self.residual_update!r}; set "
+                "rebuild_state=False"
+            )
+
     def _check_sizes(self) -> None:
         counts = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"]
         counts += ["max_position_embeddings", "conv_kernel"]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .eager_attention import eager_attention
 from .rotary_embedding import rotate
 
 
@@ -114,35 +115,3 @@ class GatedMlp(nn.Module):
         """Map (..., d) to (..., d)."""
         output: Tensor = self.down(F.silu(self.gate(hidden_states)) * self.up(hidden_states))
         return output
-
-
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention written out, which also returns its weights.
-
-    Args:
-        module: the attention layer.
-        query: (batch, heads, tokens, p).
-        key: (batch, heads, seen, p).
-        value: (batch, heads, seen, p).
-        attention_mask: (batch or 1, 1, tokens, seen), added to the scores; None attends to all.
-        scaling: factor of the scores.
-        dropout: not used.
-        **kwargs: not used.
-
-    Returns:
-        (batch, tokens, heads, p) and the weights (batch, heads, tokens, seen).
-    """
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[-2]]
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -83,7 +83,6 @@ class DeltaUpdate(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.kind: str = config.residual_update
-        self.mapping: str = config.mapping
         self.source: str = config.v_source
         self.activation: str = config.v_activation
         self.scale: float = config.v_scale

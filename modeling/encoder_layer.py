@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..configuration.configuration_delta_encoder import LOCAL, DeltaEncoderConfig
-from .document_attention import eager_attention
+from .eager_attention import eager_attention
 from .nested_layers import NestedLayerNorm, NestedLinear
 from .rotary_embedding import rotate
 from .token_routing import TokenRoute

@@ -6,109 +6,30 @@ state is what a sublayer reads. ``set_budget`` runs fewer value channels or laye
 them out, and both compute the same function.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_ddl import DdlConfig
 from ..configuration.ddl_budget import DdlBudget
-from .ddl_sublayers import DdlAttention, GatedMlp, RmsNorm
-from .delta_gates import BetaLogit, DeltaUpdate, Update
+from .budgeted_model import BudgetedModel
+from .ddl_layer import EMBEDDING_SLOT, LAST_SLOT, DdlLayer, read_state, state_read
+from .ddl_sublayers import RmsNorm
+from .delta_gates import BetaLogit, Update
 from .delta_residual import StateTape
 from .input_checks import is_traced, require_ids
 from .rotary_embedding import rotary_tables
 from .state_reading import ChannelRead, ConvHistory, EmbeddingSpread, TokenRead, fill_slot
 
-# Slots of the convolution histories in each layer of a cache, in the order they are declared.
-ATTENTION_SLOT, MLP_SLOT, LAST_SLOT, EMBEDDING_SLOT = range(4)
 
-
-class AddedResidual(nn.Module):
-    """The baseline: what a sublayer gives is added to the state."""
-
-    def forward(
-        self,
-        state: Tensor,
-        output: Tensor,
-        context: Tensor,
-        read: Tensor,
-        tape: StateTape | None = None,
-        notes: list[Update] | None = None,
-    ) -> Tensor:
-        """Return the sum; see `DeltaUpdate.forward`."""
-        return state + output.unsqueeze(-2)
-
-
-def state_read(config: DdlConfig) -> nn.Module | None:
-    """Return the module that reads a matrix state; None for a vector state."""
-    if config.compression == "token":
-        return TokenRead(config.d_value, config.hidden_size, config.conv_kernel)
-    if config.compression == "channel":
-        return ChannelRead(config.d_value, config.hidden_size)
-    return None
-
-
-class DdlLayer(GradientCheckpointingLayer):
-    """One block: attention, update, gated MLP, update. Its activations can be recomputed."""
-
-    def __init__(self, config: DdlConfig, layer_idx: int) -> None:
-        super().__init__()
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.layer_idx = layer_idx
-        self.read = state_read(config)  # one for both sublayers, as published
-        self.attention_norm, self.mlp_norm = RmsNorm(size, eps), RmsNorm(size, eps)
-        self.attention, self.mlp = DdlAttention(config, layer_idx), GatedMlp(config)
-        is_baseline = config.variant == "baseline"
-        self.attention_update = AddedResidual() if is_baseline else DeltaUpdate(config)
-        self.mlp_update = AddedResidual() if is_baseline else DeltaUpdate(config)
-
-    def forward(
-        self,
-        state: Tensor,
-        tables: tuple[Tensor, Tensor],
-        attention_mask: Any = None,
-        past_key_values: Any = None,
-        is_real: Tensor | None = None,
-        tape: StateTape | None = None,
-        notes: list[Update] | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the state (batch, tokens, v, d) after the block, and the attention weights."""
-
-        def history(slot: int) -> ConvHistory:
-            return ConvHistory(past_key_values, self.layer_idx, slot, is_real)
-
-        read = read_state(self.read, state, history(ATTENTION_SLOT), tape)
-        context = self.attention_norm(read)
-        output, weights = self.attention(
-            context, tables, attention_mask, past_key_values, **kwargs
-        )
-        state = self.attention_update(state, output, context, read, tape, notes)
-        read = read_state(self.read, state, history(MLP_SLOT), tape)
-        context = self.mlp_norm(read)
-        state = self.mlp_update(state, self.mlp(context), context, read, tape, notes)
-        return state, weights
-
-
-def read_state(
-    read: nn.Module | None, state: Tensor, history: ConvHistory, tape: StateTape | None = None
-) -> Tensor:
-    """Read (batch, tokens, v, d) to (batch, tokens, d); a vector state is read as it is."""
-    if read is None:
-        return state.squeeze(-2)
-    result: Tensor = read(state, history, tape)
-    return result
-
-
-class DdlPreTrainedModel(PreTrainedModel):
-    """What all Deep Delta Learning models share: loading, initial weights, budgets, slices."""
+class DdlPreTrainedModel(BudgetedModel):
+    """What all Deep Delta Learning models share: loading, initial weights, parts of a slice."""
 
     config_class = DdlConfig
     config: Any
@@ -122,11 +43,6 @@ class DdlPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["DdlLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
-    def __init__(self, config: DdlConfig) -> None:
-        config.validate()
-        super().__init__(config)
-        self.active_budget: DdlBudget | None = None
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -139,29 +55,8 @@ class DdlPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RmsNorm):
             nn.init.ones_(module.weight)
 
-    def set_budget(self, budget: DdlBudget | str | None) -> None:
-        """Run at ``budget`` from now on; None runs the full model.
-
-        Raises:
-            BudgetError: if the model cannot be cut so.
-        """
-        self.active_budget = None if budget is None else self._checked(budget)
-        trunk: Any = self.base_model
-        if trunk is not self:
-            trunk.set_budget(self.active_budget)
-
-    def _checked(self, budget: DdlBudget | str) -> DdlBudget:
-        parsed = budget if isinstance(budget, DdlBudget) else DdlBudget.parse(budget)
-        return parsed.check(self.config)
-
-    def slice(self, budget: DdlBudget | str) -> Self:
-        """Return a standalone model that computes what this one computes at ``budget``.
-
-        Raises:
-            BudgetError: if the model cannot be cut so.
-        """
-        budget = self._checked(budget)
-        full = self.config.d_value
+    def sliced_config(self, budget: DdlBudget) -> DdlConfig:
+        """Return the configuration of the slice at ``budget``."""
         values = {
             **self.config.to_dict(),
             "d_value": budget.value_size,
@@ -172,18 +67,15 @@ class DdlPreTrainedModel(PreTrainedModel):
         }
         config = type(self.config)(**values)
         config._attn_implementation = self.config._attn_implementation
-        with torch.device("meta"):
-            smaller = type(self)(config)
-        state = self.state_dict()
-        kept = {}
-        for name, tensor in smaller.state_dict().items():
-            corner = state[name][tuple(slice(0, size) for size in tensor.shape)].clone()
-            if name.endswith("read.weight"):
-                corner *= full / budget.value_size
-            kept[name] = corner
-        smaller.load_state_dict(kept, assign=True)
-        smaller.tie_weights()
-        return smaller.train(self.training)
+        return config
+
+    def sliced_weights(self, budget: DdlBudget) -> dict[str, Tensor]:
+        """Return all weights, those of reads scaled as the budget scales them."""
+        scale = self.config.d_value / budget.value_size
+        return {
+            name: tensor * scale if name.endswith("read.weight") else tensor
+            for name, tensor in self.state_dict().items()
+        }
 
 
 class DdlModel(DdlPreTrainedModel):

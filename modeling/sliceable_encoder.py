@@ -1,25 +1,21 @@
-"""What all classes of the family share: initialisation, loading flags, budgets and slicing."""
+"""What all classes of the family share: initialisation, loading flags, the parts of a slice."""
 
-from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import logging
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget
 from .budget_conditioning import ExitAffine
+from .budgeted_model import BudgetedModel
 from .delta_blocks import DictionaryBlock, LowRankBlock
-from .nested_layers import NestedLinear, leading_corner
+from .nested_layers import NestedLinear
 from .weight_folding import folded_weights
 
-logger = logging.get_logger(__name__)
 
-
-class DeltaEncoderPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading flags and the budget interface shared by all heads."""
+class DeltaEncoderPreTrainedModel(BudgetedModel):
+    """Initialisation, loading flags and what a slice is made of, shared by all heads."""
 
     config: DeltaEncoderConfig
     config_class = DeltaEncoderConfig
@@ -32,9 +28,7 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     def __init__(self, config: DeltaEncoderConfig, **kwargs: Any) -> None:
-        config.validate()
         super().__init__(config, **kwargs)
-        self.active_budget: DeltaBudget | None = None
         self._corner_shapes: dict[tuple[DeltaBudget, int], dict[str, tuple[int, ...]]] = {}
 
     @torch.no_grad()
@@ -58,52 +52,12 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def save_pretrained(
-        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
-    ) -> None:
-        """Save weights and configuration. Inside the package no code is written, hence no map.
+    def sliced_weights(self, budget: DeltaBudget) -> dict[str, Tensor]:
+        """Return all weights, with built deltas and changes of norms worked into them.
 
-        ``nestling export`` writes folders that load by themselves.
+        Token routing stays a setting of the slice, if there is a delta left in it.
         """
-        if not __name__.startswith("transformers_modules."):
-            vars(self.config).pop("auto_map", None)
-            logger.warning_once(
-                "saving weights and configuration only; `nestling export` writes a folder that "
-                "loads without nestling"
-            )
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def set_budget(self, budget: DeltaBudget | str | None) -> None:
-        """Run at ``budget`` from now on; None runs the full model.
-
-        Raises:
-            BudgetError: if the model cannot be cut so.
-        """
-        self.active_budget = None if budget is None else self._checked(budget)
-        trunk: Any = self.base_model
-        if trunk is not self:
-            trunk.set_budget(self.active_budget)
-
-    def slice(self, budget: DeltaBudget | str) -> Self:
-        """Return a standalone model that computes what this one computes at ``budget``.
-
-        Every weight of the smaller model is the leading corner of the same weight here, after
-        built deltas and changes of norms have been worked into the weights. Token routing stays a
-        setting of the slice, if there is a delta left in it.
-
-        Raises:
-            BudgetError: if the model cannot be cut so.
-        """
-        budget = self._checked(budget)
-        with torch.device("meta"):
-            smaller = type(self)(self.sliced_config(budget))
-        state = {**self.state_dict(), **self._folded(budget)}
-        smaller.load_state_dict(
-            {k: leading_corner(state[k], v.shape) for k, v in smaller.state_dict().items()},
-            assign=True,
-        )
-        smaller.tie_weights()
-        return smaller.train(self.training)
+        return {**self.state_dict(), **self._folded(budget)}
 
     def sliced_config(self, budget: DeltaBudget) -> DeltaEncoderConfig:
         """Return the configuration of the slice at ``budget``."""
@@ -124,10 +78,6 @@ class DeltaEncoderPreTrainedModel(PreTrainedModel):
         trunk: Any = self.base_model
         prefix = "" if trunk is self else f"{self.base_model_prefix}."
         return {prefix + name: tensor for name, tensor in folded_weights(trunk, budget).items()}
-
-    def _checked(self, budget: DeltaBudget | str) -> DeltaBudget:
-        budget = budget if isinstance(budget, DeltaBudget) else DeltaBudget.parse(budget)
-        return budget.check(self.config)
 
 
 def slice_settings(config: DeltaEncoderConfig, budget: DeltaBudget) -> dict[str, Any]:

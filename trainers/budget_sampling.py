@@ -69,13 +69,7 @@ class SandwichSampler(Generic[BudgetT]):
         *,
         trunk_of: Callable[[BudgetT], Hashable],
     ) -> None:
-        if not budgets or len(budgets) != len(flops):
-            raise ValueError(
-                f"got {len(budgets)} budgets and {len(flops)} FLOP numbers; give one or more "
-                "budgets and one number for each"
-            )
-        if budgets_per_step < 1:
-            raise ValueError(f"budgets_per_step is {budgets_per_step}, it must be 1 or more")
+        _check_lists(budgets, flops, budgets_per_step)
         if mode not in ("sandwich", "fixed"):
             raise ValueError(f"mode is {mode!r}, it must be 'sandwich' or 'fixed'")
         by_flops = sorted(range(len(budgets)), key=lambda i: (flops[i], str(budgets[i])))
@@ -167,13 +161,7 @@ class RandomSampler(Generic[BudgetT]):
         budgets_per_step: int = 1,
         seed: int = 0,
     ) -> None:
-        if not budgets or len(budgets) != len(flops):
-            raise ValueError(
-                f"got {len(budgets)} budgets and {len(flops)} FLOP numbers; give one or more "
-                "budgets and one number for each"
-            )
-        if budgets_per_step < 1:
-            raise ValueError(f"budgets_per_step is {budgets_per_step}, it must be 1 or more")
+        _check_lists(budgets, flops, budgets_per_step)
         _check_distinct(budgets)
         largest_first = sorted(
             zip(flops, budgets, strict=True), key=lambda pair: (-pair[0], str(pair[1]))
@@ -187,6 +175,18 @@ class RandomSampler(Generic[BudgetT]):
         generator = random.Random(f"{self.seed}/random/{step}")
         chosen = generator.sample(range(len(self._ordered)), self.budgets_per_step)
         return tuple(self._ordered[index] for index in sorted(chosen))
+
+
+def _check_lists(
+    budgets: Sequence[PartiallyOrdered], flops: Sequence[float], budgets_per_step: int
+) -> None:
+    if not budgets or len(budgets) != len(flops):
+        raise ValueError(
+            f"got {len(budgets)} budgets and {len(flops)} FLOP numbers; give one or more "
+            "budgets and one number for each"
+        )
+    if budgets_per_step < 1:
+        raise ValueError(f"budgets_per_step is {budgets_per_step}, it must be 1 or more")
 
 
 def _check_distinct(budgets: Sequence[PartiallyOrdered]) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ...configuration.configuration_delta_encoder import LOCAL
 from ...configuration.delta_budget import DeltaBudget
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
-from ...modeling.document_attention import eager_attention
+from ...modeling.eager_attention import eager_attention
 from ...modeling.encoder_layer import EncoderLayer
 from ...modeling.input_checks import IGNORED_LABEL
 from ...modeling.rotary_embedding import rotary_tables, rotate

@@ -98,6 +98,12 @@ def test_sizes_that_follow_from_others() -> None:
             {"residual_update": "erase_only", "mapping": "v_map"},
             ["for nothing else", "mapping='k_map'"],
         ),
+        ({"rebuild_state": True, "variant": "baseline"}, ["rebuild_state", "'baseline'"]),
+        ({"rebuild_state": True, "variant": "ddl-ec"}, ["rebuild_state", "'ddl-ec'"]),
+        (
+            {"rebuild_state": True, "variant": "ddl-cc", "residual_update": "write_only"},
+            ["rebuild_state", "'write_only'"],
+        ),
         ({"v_source": "x"}, ["v_source 'x'", "backbone"]),
         ({"variant": "baseline", "residual_update": "write_only"}, ["needs a delta residual"]),
     ],

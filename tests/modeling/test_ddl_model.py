@@ -11,8 +11,10 @@ from nestling.configuration.configuration_ddl import (
     VARIANTS,
     DdlConfig,
 )
+from nestling.configuration.ddl_budget import DdlBudget
 from nestling.modeling.modeling_ddl import DdlForCausalLM, DdlModel
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, transformers.__version__.split(".")[:2])) < TRANSFORMERS_FLOOR,
@@ -152,12 +154,18 @@ def test_every_parameter_has_a_gradient_within_two_steps(variant: str) -> None:
         assert {name for name, _ in model.named_parameters()} == alive
 
 
-@pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("mapping", ["k_map", "v_map"])
+# An erasing value map would not use the sublayer at all: the configuration refuses it.
+CONTROLS = [
+    (update, mapping)
+    for update in UPDATES
+    for mapping in ("k_map", "v_map")
+    if (update, mapping) != ("erase_only", "v_map")
+]
+
+
+@pytest.mark.parametrize(("update", "mapping"), CONTROLS)
 @pytest.mark.parametrize("variant", ["ddl", "ddl-cc"])
 def test_controls_differ_and_learn(variant: str, mapping: str, update: str) -> None:
-    if (update, mapping) == ("erase_only", "v_map"):
-        return  # refused: see the tests of the configuration
     model = lively(variant, residual_update=update, mapping=mapping).train()
     loss = model(tokens(), labels=tokens()).loss
     loss.backward()
@@ -172,6 +180,36 @@ def test_controls_differ_and_learn(variant: str, mapping: str, update: str) -> N
             assert (model.eval()(tokens(), use_cache=False).logits - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"beta_hidden": 8}, {"v_bias": True}, {"mapping": "v_map"}, {"qk_norm": False},
+        {"residual_update": "frozen_beta"}, {"residual_update": "erase_only"},
+        {"residual_update": "random_k"}, {"tie_word_embeddings": False}, {"conv_kernel": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("variant", ["ddl", "ddl-ec", "ddl-cc-ec"])
+@torch.no_grad()
+def test_cost_formulas_count_every_setting(variant: str, changes: dict[str, Any]) -> None:
+    model = build(variant, **changes)
+    model.set_attn_implementation("eager")
+    for budget in (f"{value}:{depth}" for value in (1, model.config.d_value) for depth in (1, 3)):
+        parsed = DdlBudget.parse(budget)
+        cut = model.slice(budget)
+        assert parsed.parameters(model.config) == sum(p.numel() for p in cut.parameters())
+        with FlopCounterMode(display=False) as counter:
+            model(tokens(), budget=budget, use_cache=False)
+        assert counter.get_total_flops() == parsed.flops(model.config, 14, 2, 2 * 14)
+
+
+def test_traffic_of_the_state_by_hand() -> None:
+    """Two layers: four sublayers read and write v x d values, and the last read reads them."""
+    config = build("ddl-cc").config
+    assert DdlBudget(4, 2).state_bytes(config) == (4 * 2 + 1) * 4 * 32 * 4
+    assert DdlBudget(1, 2).state_bytes(config, "bfloat16") == (4 * 2 + 1) * 32 * 2
+
+
 def test_labels_are_shifted_by_the_model() -> None:
     model, ids = lively("ddl"), tokens()
     output = model(ids, labels=ids)
@@ -184,15 +222,17 @@ def test_labels_are_shifted_by_the_model() -> None:
 def test_rebuilt_states_train_the_same() -> None:
     """The closed form, with one state kept, gives the gradients of autograd."""
     ids = tokens()
-    grads = []
-    for rebuild in (False, True):
-        for variant in ("ddl", "ddl-cc"):
-            model = lively(variant, rebuild_state=rebuild).train()
-            model(ids, labels=ids).loss.backward()
-            grads.append({n: p.grad for n, p in model.named_parameters()})
-    for stored, rebuilt in zip(grads[:2], grads[2:], strict=True):
-        for name, gradient in stored.items():
-            torch.testing.assert_close(rebuilt[name], gradient, atol=2e-5, rtol=1e-3, msg=name)
+    for variant in ("ddl", "ddl-cc", "ddl-cc-ec"):
+        for update in ("delta", "erase_only", "frozen_beta", "random_k"):
+            grads = []
+            for rebuild in (False, True):
+                model = lively(variant, rebuild_state=rebuild, residual_update=update).train()
+                model(ids, labels=ids).loss.backward()
+                named = model.named_parameters()
+                grads.append({n: p.grad for n, p in named if p.requires_grad})
+            for name, gradient in grads[0].items():
+                rebuilt = grads[1][name]
+                torch.testing.assert_close(rebuilt, gradient, atol=2e-5, rtol=1e-3, msg=name)
 
 
 @torch.no_grad()

@@ -71,6 +71,13 @@ def test_changes_of_the_study(name: str, tmp_path: Path, tiny_tokenizer: Any) ->
     assert dead_parameters(recipe, tiny_tokenizer) == set()
 
 
+def test_the_share_of_the_largest_budget_reaches_the_trainer(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    recipe = load_recipe([*SMALL, "loss.largest_share=0.625", f"output_dir={tmp_path}"])
+    assert plus_trainer(recipe, tiny_tokenizer).largest_share == 0.625
+
+
 @pytest.mark.parametrize("name", ["mini_to_base", "mini_to_large"])
 def test_growth_recipes_at_small_sizes(name: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     """All their parts; the checkpoints are left out and routing begins with the second phase."""

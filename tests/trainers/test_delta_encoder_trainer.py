@@ -49,9 +49,14 @@ def build(folder: Path, **changes: Any) -> HookedTrainer:
     return tiny_trainer(folder, DeltaEncoderTrainer, **{**values, **changes})
 
 
-def test_losses_equal_a_slow_reference(tmp_path: Path) -> None:
-    """Averages over budgets; students are all but the largest."""
-    trainer = build(tmp_path)
+@pytest.mark.parametrize(
+    ("share", "shares"), [(None, [1 / 3] * 3), (0.6, [0.6, 0.2, 0.2])], ids=["even", "largest"]
+)
+def test_losses_equal_a_slow_reference(
+    share: float | None, shares: list[float], tmp_path: Path
+) -> None:
+    """Averages over budgets, with a share for the largest; students are all but that one."""
+    trainer = build(tmp_path, largest_share=share)
     trainer.state.max_steps = 4
     batch = collate([TinyRows()[position] for position in range(6)])
     losses = trainer.step_losses(trainer.model, batch, 0)
@@ -59,7 +64,8 @@ def test_losses_equal_a_slow_reference(tmp_path: Path) -> None:
     budgets = trainer.planner.sampler.sample(0, 4)
     logits = [trainer.model(**batch, budgets=(budget,)).budget_logits[0] for budget in budgets]
     cross_entropies = [F.cross_entropy(z, targets, reduction="sum").item() for z in logits]
-    assert losses["masked_lm"].total.item() == pytest.approx(sum(cross_entropies) / 3, rel=1e-5)
+    expected = sum(part * loss for part, loss in zip(shares, cross_entropies, strict=True))
+    assert losses["masked_lm"].total.item() == pytest.approx(expected, rel=1e-5)
     teacher = (logits[0] / 2).softmax(-1)
     divergences = [
         4 * (teacher * (teacher.log() - (z / 2).log_softmax(-1))).sum().item() for z in logits[1:]
