@@ -89,7 +89,6 @@ class BenchRequest:
                 )
         return replace(settings, **changes)
 
-
     def path_of(self, name: str) -> Path | None:
         """Return the file of one suite; None where one file holds several."""
         if self.out.suffix != ".json":

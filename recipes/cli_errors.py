@@ -62,6 +62,7 @@ EXIT_CODES: dict[str, int] = {
     "nestling.trainers.checkpoint_files.CheckpointWriteError": DATA,
     "nestling.trainers.event_log.EventLogError": CHECKPOINT,
     "nestling.trainers.hooked_trainer.NonFiniteLossError": GATE,
+    "nestling.trainers.metrics.update_spectrum.SpectrumError": CHECKPOINT,
     # One class; its module was renamed between releases.
     "safetensors_rust.SafetensorError": CHECKPOINT,
     "safetensors._safetensors_rust.SafetensorError": CHECKPOINT,

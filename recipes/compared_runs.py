@@ -1,6 +1,7 @@
 """What two models share and in what they differ: the saved recipes of their runs. Torch-free."""
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,13 @@ from typing import Any
 from ..trainers.event_log import EventLogError, read_events
 from .cli_errors import ModelFolderError
 from .explorer.run_state import RunState
+from .recipe_sections import FREE_KEYS, FREE_SECTIONS
+
+logger = logging.getLogger(__name__)
 
 RECIPE, EVENTS = "recipe.yaml", "events.jsonl"
-# Keys that do not change what is trained.
-FREE_SECTIONS = ("seed", "output_dir", "evaluation", "export")
-FREE_KEYS = {
-    "data": ("pretokenized_path", "num_proc"),
-    "training": ("logging_steps", "save_steps", "save_total_limit", "eval_steps", "report_to"),
-}
+# Runs of one method differ in these.
+OWN_KEYS = ("seed", "output_dir")
 CURVE_POINTS = 200
 
 
@@ -38,13 +38,16 @@ class RunOrigin:
 
     @property
     def label(self) -> str | None:
-        """Return the variant that was trained, or the family."""
-        if self.settings is None:
+        """Return the variant that was trained, or the family.
+
+        None where no recipe says it, or a checkpoint brought its own.
+        """
+        model = (self.settings or {}).get("model") or {}
+        if self.settings is None or model.get("init_from") is not None:
             return None
-        model = self.settings.get("model") or {}
-        update = model.get("residual_update", "delta")
         name = str(model.get("variant") or self.settings.get("family") or "model")
-        return name if update == "delta" else f"{name} {update}"
+        update = str(model.get("residual_update", "delta"))
+        return residual_label(name, update, bool(model.get("value_residual")))
 
     @property
     def row_length(self) -> int | None:
@@ -67,6 +70,13 @@ class RunOrigin:
         value = keys.get(key) if isinstance(keys, Mapping) else None
         is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
         return value if is_count else None
+
+
+def residual_label(variant: str, update: str, has_value_residual: bool) -> str:
+    """Return what a residual is called: ``ddl-cc``, ``ddl-cc write_only``, and so on."""
+    parts = [variant, "" if update == "delta" else update]
+    parts.append("value_residual" if has_value_residual else "")
+    return " ".join(part for part in parts if part)
 
 
 def origin_of(path: Path) -> RunOrigin:
@@ -150,8 +160,9 @@ def curves_of(folder: Path | None) -> dict[str, list[list[float]]]:
     state = RunState()
     try:
         state.apply(read_events(folder / EVENTS)[0])
-    except EventLogError:
+    except EventLogError as error:
         # The comparison is about the models; a damaged log only costs the picture.
+        logger.warning("no curves of %s: %s", folder, error)
         return {}
     curves = {}
     for name, key in (("training", "loss"), ("evaluation", "eval_loss")):
@@ -179,7 +190,7 @@ def _read_recipe(path: Path) -> Mapping[str, Any]:
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, value in content.items():
-        if name in FREE_SECTIONS:
+        if name in (*OWN_KEYS, *FREE_SECTIONS):
             continue
         free = FREE_KEYS.get(name, ())
         if isinstance(value, Mapping):

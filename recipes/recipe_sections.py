@@ -2,6 +2,20 @@
 
 from dataclasses import dataclass, field
 
+# What may change without changing what is learned: whole sections, and keys of the others.
+FREE_SECTIONS = ("evaluation", "export")
+FREE_KEYS: dict[str, tuple[str, ...]] = {
+    "data": ("num_proc", "pretokenized_path"),
+    "training": (
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "eval_steps",
+        "report_to",
+        "dataloader_num_workers",
+    ),
+}
+
 DATA_SOURCES = ("embedded", "files", "hub", "ecommerce")
 EXPORT_FORMATS = ("auto", "native", "remote", "state-dict")
 BUDGET_SAMPLINGS = ("sandwich", "fixed", "random")

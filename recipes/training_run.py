@@ -13,27 +13,13 @@ from ..trainers.checkpoint_files import last_complete_checkpoint
 from .cli_errors import UsageError
 from .environment import PACKAGE_FOLDER, commit_of
 from .evaluation.evaluation_table import Row
+from .recipe_sections import FREE_KEYS, FREE_SECTIONS
 
 logger = logging.getLogger(__name__)
 
 DATA_FOLDER, MODEL_FOLDER, SLICES_FOLDER = "data", "model", "slices"
 BEST_FOLDER, LAST_LINK = "best", "last"
 METRICS_FILE = "metrics.json"
-
-# Keys that a resumed run may set anew, because they do not touch what is learned.
-MAY_CHANGE = {
-    "data": ("num_proc", "pretokenized_path"),
-    "training": (
-        "logging_steps",
-        "save_steps",
-        "save_total_limit",
-        "eval_steps",
-        "report_to",
-        "dataloader_num_workers",
-    ),
-}
-# Sections that may change altogether.
-FREE_SECTIONS = ("evaluation", "export")
 
 
 @dataclass(frozen=True)
@@ -73,7 +59,7 @@ def require_same_recipe(recipe: Any, saved: Any) -> None:
         UsageError: naming every key that differs.
     """
     here, there = asdict(recipe), asdict(saved)
-    for section, keys in MAY_CHANGE.items():
+    for section, keys in FREE_KEYS.items():
         for values in (here, there):
             for key in keys:
                 values[section].pop(key)

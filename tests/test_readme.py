@@ -25,9 +25,10 @@ def shell_lines() -> list[str]:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `runs/tiny` is a finished run, and `runs/demo` is the same one."""
+    """A folder with finished runs: `runs/tiny`, the same as `runs/demo`, and `runs/ddl`."""
     folder = tmp_path_factory.mktemp("readme")
     run(["train", "recipe=delta_encoder/tiny", "output_dir=runs/tiny"], folder)
+    run(["train", "recipe=ddl/tiny", "output_dir=runs/ddl"], folder)
     shutil.copytree(folder / "runs/tiny", folder / "runs/demo")
     slices = folder / "runs/demo/slices"
     shutil.copytree(slices / "w050-h02-d01", slices / "w050-h02-d02")

@@ -24,7 +24,7 @@ from .ddl_cases import (
     Action,
     Case,
     DdlBenchSettings,
-    call_of,
+    call_of_module,
     named,
     seeded,
 )
@@ -150,9 +150,8 @@ def _prepare(
     shape = (settings.rows, settings.sequence_length, config.d_value, settings.hidden_size)
     state = draw(*shape, dtype=dtype).requires_grad_()
 
-    def block(state: Tensor, *weights: Tensor) -> Tensor:
-        # The weights are named only so that their gradients are asked for.
+    def block(state: Tensor) -> Tensor:
         updated: Tensor = layer(state, tables)[0]
         return updated
 
-    return call_of(block, (state, *layer.parameters()), direction, mode)
+    return call_of_module(block, layer, state, direction, mode)

@@ -6,8 +6,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ...configuration.ddl_settings import VARIANTS
 from ...modeling.state_reading import ChannelRead, TokenRead
 from .bench_report import report, torch_threads
@@ -21,6 +19,7 @@ from .ddl_cases import (
     Case,
     DdlBenchSettings,
     call_of,
+    call_of_module,
     named,
     seeded,
 )
@@ -149,11 +148,4 @@ def _prepare(
         if kind == "token"
         else ChannelRead(value_size, size)
     ).to(settings.place, dtype)
-
-    def folded(state: Tensor, *weights: Tensor) -> Tensor:
-        # The weights are named only so that their gradients are asked for.
-        result: Tensor = module(state)
-        return result
-
-    state.requires_grad_()
-    return call_of(folded, (state, *module.parameters()), direction, mode)
+    return call_of_module(module, module, state.requires_grad_(), direction, mode)

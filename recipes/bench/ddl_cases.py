@@ -199,6 +199,30 @@ def call_of(
     return both
 
 
+def call_of_module(
+    run: Callable[[Tensor], Tensor],
+    module: torch.nn.Module,
+    state: Tensor,
+    direction: str,
+    mode: str,
+) -> Action:
+    """Return a call of a module on a state: forward alone, or with the gradients of both.
+
+    Args:
+        run: calls the module.
+        module: whose weights get gradients.
+        state: what it is called on.
+        direction: one of `PASSES`.
+        mode: eager or compiled.
+    """
+
+    def with_weights(state: Tensor, *weights: Tensor) -> Tensor:
+        # The weights are named only so that their gradients are asked for.
+        return run(state)
+
+    return call_of(with_weights, (state, *module.parameters()), direction, mode)
+
+
 def seeded(seed: int, place: torch.device) -> Callable[..., Tensor]:
     """Return a maker of normal tensors: shape and dtype in, the same numbers every time."""
     generator = torch.Generator().manual_seed(seed)

@@ -25,6 +25,7 @@ from .ddl_cases import (
     Case,
     DdlBenchSettings,
     call_of,
+    call_of_module,
     named,
     seeded,
 )
@@ -123,13 +124,7 @@ def _prepare(
         function = _direction if norm == DIRECTION else _torch_direction
         return call_of(function, (states,), direction, mode)
     module = modules[norm]().to(settings.place, DTYPES[precision])
-
-    def normed(states: Tensor, weight: Tensor) -> Tensor:
-        # The weight is named only so that its gradient is asked for.
-        result: Tensor = module(states)
-        return result
-
-    return call_of(normed, (states, module.weight), direction, mode)  # type: ignore[arg-type]
+    return call_of_module(module, module, states, direction, mode)
 
 
 def _direction(raw: Tensor) -> Tensor:

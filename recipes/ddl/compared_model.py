@@ -15,7 +15,7 @@ from ...configuration.ddl_budget import DdlBudget
 from ...modeling.families import register_families
 from ...modeling.input_checks import IGNORED_LABEL
 from ..cli_errors import ModelFolderError
-from ..compared_runs import RunOrigin, origin_of
+from ..compared_runs import RunOrigin, origin_of, residual_label
 from ..data.tokenizer_training import open_tokenizer, tokenizer_hash
 from ..saved_model import family_of_folder
 from .starting_point import FAMILY, load_model
@@ -53,10 +53,14 @@ class ComparedModel:
 
     @property
     def label(self) -> str:
-        """Return the variant, or where nothing says it, the name; and the budget of a part."""
+        """Return the residual, and the budget of a part.
+
+        A stock class does not say what it was; its run does, or else it goes by its name.
+        """
         if self.is_stock:
             return self.origin.label or self.name
-        label = self.origin.label or str(self.config.variant)
+        config = self.config
+        label = residual_label(config.variant, config.residual_update, config.value_residual)
         is_part = self.config.sliced_from or self.budget != DdlBudget.full(self.config)
         return f"{label} {self.budget}" if is_part else label
 

@@ -67,7 +67,7 @@ def write_run_record(
 
 
 def measure_state(recipe: DdlRecipe, trainer: DdlTrainer, streams: TokenStreams) -> dict[str, Any]:
-    """Measure the model as it is on the first rows of both splits, at full size.
+    """Measure the model as it is on rows of both splits, at full size.
 
     Returns:
         Loss, accuracy and, for a model with delta updates, gates and spectrum of each split, as

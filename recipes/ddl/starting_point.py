@@ -1,6 +1,5 @@
 """Opens what a run starts from: a model of this family, or an official checkpoint."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from safetensors import SafetensorError
 from ...modeling.modeling_ddl import DdlForCausalLM
 from ..cli_errors import ModelFolderError
 from ..saved_model import family_of_folder
-from .official_checkpoint import load_official
+from .official_checkpoint import is_official, load_official
 
 FAMILY = "ddl"
 MODEL_FOLDER, CONFIG = "model", "config.json"
@@ -50,8 +49,6 @@ def load_start(name: str) -> DdlForCausalLM:
         raise ModelFolderError(
             f"model.init_from={name} does not exist; give a folder with a checkpoint"
         )
-    if (model_folder(folder) / CONFIG).is_file():
-        content = json.loads((model_folder(folder) / CONFIG).read_text(encoding="utf-8"))
-        if content.get("model_type") == FAMILY:
-            return load_model(folder).train()
-    return load_official(folder).train()
+    # A single file, or a folder of the published code; any other folder has to be ours.
+    is_published = folder.is_file() or is_official(folder)
+    return (load_official if is_published else load_model)(folder).train()

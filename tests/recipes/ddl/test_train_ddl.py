@@ -1,7 +1,11 @@
 """The decoder's main job end to end: what it leaves, exact resume, all variants, refusals."""
 
 import json
+import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from nestling.configuration.budget import BudgetError
 from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR
 from nestling.configuration.ddl_settings import VARIANTS
 from nestling.recipes.cli_errors import UsageError
+from nestling.recipes.compiler import has_cpp_compiler
 from nestling.recipes.data.documents import DataError
 from nestling.recipes.ddl.evaluate import evaluate_folder, open_run
 from nestling.recipes.ddl.original_report import read_manifest, read_training_comparison
@@ -203,3 +208,57 @@ def test_spectra_rest_on_as_many_batches_as_asked(tmp_path: Path) -> None:
     counted = {e["tokens"] for e in events if e["event"] == "spectral"}
     measured = read_evaluation(tmp_path / "metrics.json")["spectrum"]["tokens"]
     assert counted == {measured} == {3 * 4 * 32}
+
+
+def test_two_processes_learn_what_one_learns(ddl_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "together"
+    shutil.copytree(ddl_run / "data", folder / "data")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+        *("--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "-m", "nestling.recipes"),
+        *("train", "recipe=ddl/tiny", f"output_dir={folder}", "training.batch_size=2"),
+        "export.budgets=[]",
+    ]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"
+    }  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-6000:]
+    alone, together = (
+        load_file(place / "checkpoint-20" / "model.safetensors") for place in (ddl_run, folder)
+    )
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5)
+    report = json.loads((folder / "training_report.json").read_text())
+    assert report["steps_completed"] == 20
+
+
+def test_bfloat16_trains_and_leaves_weights_in_fp32(tmp_path: Path) -> None:
+    train(
+        tiny(
+            tmp_path, "training.bf16=true", "training.max_steps=3", "training.eval_steps=3",
+            "training.logging_steps=1", "export.budgets=[]",
+        )
+    )
+    events, _ = read_events(tmp_path / "events.jsonl")
+    losses = [event["loss"] for event in events if "loss" in event]
+    assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_learns_what_an_eager_one_learns(tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        train(
+            tiny(
+                folder, f"training.torch_compile={compiled}", "training.max_steps=3",
+                "training.eval_steps=null", "training.logging_steps=1", "export.budgets=[]",
+            )
+        )
+        events, _ = read_events(folder / "events.jsonl")
+        losses.append([event["loss"] for event in events if "loss" in event])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
