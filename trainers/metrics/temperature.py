@@ -6,31 +6,24 @@ Source: Guo et al., https://arxiv.org/abs/1706.04599, section 4.2.
 import torch
 from torch import Tensor
 
+FIRST, STEP = 4, 1 / 16  # inverse temperatures are 4/16, 5/16, … 40/16
+
 
 class TemperatureFit:
-    """Find the temperature with the lowest negative log-likelihood without keeping any logits.
+    r"""Find the temperature with the lowest negative log-likelihood without keeping any logits.
 
-    `NLL(tau) = mean_t -log softmax(z_t / tau)[y_t]` is summed for each temperature of a grid that
-    is even in `ln tau`. The minimum of the parabola through the best grid point and its neighbours
-    is the estimate. With a grid step of 0.1 its error is far below what calibration data resolve.
+    `NLL(beta) = mean_t -log softmax(beta z_t)[y_t]`, `beta = 1 / temperature`, is convex. It is
+    summed on an even grid of `beta` between 1/4 and 5/2 (temperatures 4 to 0.4), and the minimum
+    of the parabola through the best grid point and its neighbours is the estimate: within 0.3 % of
+    the exact one for temperatures below 2, which is far less than calibration data resolve.
 
-    Args:
-        low: Smallest temperature, > 0.
-        high: Largest temperature, > low.
-        points: Grid points, >= 3.
+    An even grid needs one exponential for all its points: `exp((k + 1) s z) = exp(k s z) exp(s z)`.
     """
 
-    def __init__(self, low: float = 0.4, high: float = 4.0, points: int = 24) -> None:
+    def __init__(self) -> None:
         """Lay out the grid."""
-        if not 0 < low < high or points < 3:
-            raise ValueError(
-                f"temperature grid {low}..{high} with {points} points; "
-                "it needs 0 < low < high and 3 or more points"
-            )
-        self.log_temperatures = torch.linspace(0, 1, points, dtype=torch.float64).mul(
-            torch.tensor(high / low, dtype=torch.float64).log()
-        ) + torch.tensor(low, dtype=torch.float64).log()
-        self.totals = torch.zeros(points, dtype=torch.float64)
+        self.inverse_temperatures = torch.arange(FIRST, 41, dtype=torch.float64) * STEP
+        self.totals = torch.zeros_like(self.inverse_temperatures)
         self.tokens = 0
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -41,11 +34,15 @@ class TemperatureFit:
             labels: `(n,)`.
         """
         logits = logits.float()
-        target = logits.gather(1, labels[:, None]).squeeze(1)
-        for index, log_temperature in enumerate(self.log_temperatures.tolist()):
-            scale = torch.tensor(-log_temperature).exp().item()
-            loss = torch.logsumexp(logits * scale, dim=1) - target * scale
-            self.totals[index] += loss.double().sum().cpu()
+        below = logits - logits.amax(dim=1, keepdim=True)
+        target = below.gather(1, labels[:, None]).double().sum().cpu()
+        factor = torch.exp(below * STEP)
+        power = factor**FIRST
+        for index, inverse in enumerate(self.inverse_temperatures):
+            if index:
+                power *= factor
+            # At least 1, the term of the highest logit, so the logarithm is finite.
+            self.totals[index] += power.sum(dim=1).log().double().sum().cpu() - inverse * target
         self.tokens += labels.numel()
 
     def best(self) -> float:
@@ -56,15 +53,15 @@ class TemperatureFit:
         """
         if not self.tokens:
             raise ValueError("no predictions were added, so there is no temperature to fit")
-        index = int(self.totals.argmin())
-        chosen = self.log_temperatures[index]
+        # Of equal points the sharpest: losses too small for float32 go on falling there.
+        index = len(self.totals) - 1 - int(self.totals.flip(0).argmin())
+        chosen = self.inverse_temperatures[index]
         if 0 < index < len(self.totals) - 1:
             left, middle, right = (self.totals[index + shift] for shift in (-1, 0, 1))
-            step = self.log_temperatures[1] - self.log_temperatures[0]
             curvature = left - 2 * middle + right
             if curvature > 0:
-                chosen = chosen + step * (left - right) / (2 * curvature)
-        return float(chosen.exp())
+                chosen = chosen + STEP * (left - right) / (2 * curvature)
+        return float(1 / chosen)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
