@@ -6,6 +6,8 @@ RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
+# Test files side by side; one thread each, since tests are many small computations.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo demo-ddl test test-slow lint bench docs clean
 
@@ -27,10 +29,10 @@ demo-ddl: $(STAMP)  ## Train all six residual variants on bytes, compare them, d
 
 test: $(STAMP)  ## Lint, type-check and run the default test suite with coverage
 	$(MAKE) --no-print-directory lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## Run the tests marked slow as well
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m pytest $(SIDE_BY_SIDE) -m "slow or not slow" $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	$(RUN)/ruff check .

@@ -17,6 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .ddl.study_plot import plot_study as plot_residuals
+from .ddl.study_summary import KIND as RESIDUALS
+from .ddl.study_tables import gates_table, study_table
 from .delta_encoder.finetune_table import finetune_table
 from .delta_encoder.study_plot import plot_study
 from .delta_encoder.study_tables import (
@@ -71,6 +74,8 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "study_rates": rates_table,
     "study_deltas": deltas_table,
     "finetune": finetune_table,
+    "residuals": study_table,
+    "gates": gates_table,
     "bench": bench_table,
 }
 
@@ -112,7 +117,9 @@ def main() -> None:
         for result in sorted(results.glob("*_demo.json")):
             plot_ladder(read_evaluation(result), images / result.name)
         for result in sorted(results.glob("*_study.json")):
-            plot_study(json.loads(result.read_text(encoding="utf-8")), images / result.name)
+            study = json.loads(result.read_text(encoding="utf-8"))
+            plot = plot_residuals if study["kind"] == RESIDUALS else plot_study
+            plot(study, images / result.name)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def cases(settings: ModelBenchSettings) -> dict[str, Case]:
     ):
         if (what, mode) == (DECODING, COMPILED):
             continue
-        prepare = _training_step if what == TRAINING else _decoding_step
+        prepare = training_step if what == TRAINING else _decoding_step
         rows = settings.batch_size * settings.sequence_length
         found.append(
             Case(
@@ -156,7 +156,7 @@ def _memory_cases(settings: ModelBenchSettings) -> list[Case]:
                     "states": states,
                 },
                 tokens=settings.memory_rows * settings.sequence_length,
-                prepare=partial(_training_step, sizes, variant, "fp32", EAGER, **parts),
+                prepare=partial(training_step, sizes, variant, "fp32", EAGER, **parts),
                 is_timed=False,
             )
         )
@@ -192,20 +192,29 @@ def build_model(
         return DdlForCausalLM(config).to(settings.place)  # type: ignore[arg-type]
 
 
-def _tokens(settings: ModelBenchSettings, rows: int, length: int) -> torch.Tensor:
+def token_batch(settings: ModelBenchSettings, rows: int, length: int) -> torch.Tensor:
+    """Return (rows, length) random token ids, the same every time."""
     generator = torch.Generator().manual_seed(settings.seed)
     tokens = torch.randint(0, settings.vocab_size, (rows, length), generator=generator)
     return tokens.to(settings.place)
 
 
-def _training_step(
+def training_step(
     settings: ModelBenchSettings, variant: str, precision: str, mode: str, **parts: Any
 ) -> Action:
-    """Return a step: forward, loss, backward, AdamW."""
+    """Return a step: forward, loss, backward, AdamW.
+
+    Args:
+        settings: sizes of model and batch.
+        variant: slug.
+        precision: fp32 or bf16.
+        mode: eager or compiled.
+        **parts: further values of its configuration.
+    """
     attention = attention_of("auto", precision == "bf16", settings.place.type == "cpu")
     model = build_model(settings, variant, attention, **parts).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    ids = _tokens(settings, settings.batch_size, settings.sequence_length)
+    ids = token_batch(settings, settings.batch_size, settings.sequence_length)
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
         loss: torch.Tensor = model(input_ids=ids, labels=ids).loss
@@ -229,7 +238,7 @@ def _decoding_step(
     """Return a step: one more token for every row, behind a cache that grows by it."""
     model = build_model(settings, variant, "sdpa").train(False)
     model.to(DTYPES[precision])
-    prompt = _tokens(settings, settings.decoded_rows, max(1, settings.sequence_length // 2))
+    prompt = token_batch(settings, settings.decoded_rows, max(1, settings.sequence_length // 2))
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
         model(input_ids=prompt, past_key_values=cache, use_cache=True)

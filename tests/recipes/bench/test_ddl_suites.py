@@ -14,6 +14,7 @@ from nestling.recipes.bench import (
     model,
     normalization,
     operator,
+    spectral_snapshot,
 )
 from nestling.recipes.bench.bench_report import torch_threads
 from nestling.recipes.bench.case_measurement import clock_of
@@ -237,3 +238,17 @@ def test_one_thread_is_timed_by_what_it_used():
 def test_names_tell_cases_apart():
     labels = {"what": "delta", "d_v": 4, "mode": "eager"}
     assert Case(labels=labels, tokens=1, prepare=lambda: print).name == "delta d_v=4 eager"
+
+
+def test_a_snapshot_is_weighed_against_a_training_step(tmp_path):
+    settings = spectral_snapshot.SpectralSnapshotSettings(
+        rounds=2, variants=("ddl-cc",), sizes=TOY["model"]
+    )
+    report = spectral_snapshot.run(tmp_path / "spectral.json", settings)
+    clocks = {row["what"]: row["cpu_ms"]["median"] for row in report["results"]}
+    added, whole = report["summary"].values()
+    step, snapshot = clocks["training step"], clocks["snapshot"]
+    assert added["measured"] == pytest.approx((snapshot - clocks["forward pass"]) / step)
+    assert whole["measured"] == pytest.approx(snapshot / step)
+    assert (added["target"], added["better"]) == (0.05, "lower")
+    assert json.loads((tmp_path / "spectral.json").read_text())["settings"]["sizes"]["d_value"] == 4
