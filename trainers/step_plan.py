@@ -23,6 +23,8 @@ class StepPlan:
             its delta on no token goes with it.
         upgrade: two of `budgets`; the first is trained outside of the second, which it contains.
         turns: of how many kinds of passes that take turns this step runs one.
+        residual_factor: by how much `delta_residual` counts more here than on the mean over the
+            steps; 0 where the upgraded budget is the largest, which lacks nothing.
     """
 
     budgets: tuple[DeltaBudget, ...]
@@ -30,6 +32,7 @@ class StepPlan:
     routed: tuple[DeltaBudget, float] | None = None
     upgrade: tuple[DeltaBudget, DeltaBudget] | None = None
     turns: int = 1
+    residual_factor: float = 1.0
 
     def weights(self, given: Mapping[str, float]) -> dict[str, float]:
         """Return the weights of the terms at this step.
@@ -37,17 +40,15 @@ class StepPlan:
         A term without a pass has none; one whose pass runs every n-th step has n times its own
         there, so that its mean over the steps is what was given.
         """
-        silent = self.silent_terms()
-        return {
-            name: 0.0
-            if name in silent
-            else value * (self.turns if name in (*UPGRADE_TERMS, *ROUTING_TERMS) else 1)
-            for name, value in given.items()
-        }
+        factors = dict.fromkeys((*UPGRADE_TERMS, *ROUTING_TERMS), float(self.turns))
+        factors["delta_residual"] *= self.residual_factor
+        factors |= dict.fromkeys(self.silent_terms(), 0.0)
+        return {name: value * factors.get(name, 1.0) for name, value in given.items()}
 
     def silent_terms(self) -> set[str]:
         """Return the terms for which this step has no pass."""
         silent = set() if self.upgrade else set(UPGRADE_TERMS)
+        silent |= set() if self.residual_factor else {"delta_residual"}
         silent |= set() if self.routed else set(ROUTING_TERMS)
         return silent | (set() if self.tap_layers else {"cross_scale_features"})
 
@@ -69,7 +70,8 @@ class StepPlanner:
     a step then costs less, and either kind of term counts at every second step, twice.
 
     Every budget of a step but the smallest is upgraded in turn, from the largest budget of the
-    step inside it.
+    step inside it. `delta_residual` is 0 for the largest one, whose states are its target, so
+    without `monotone_upgrade` that one is left out.
 
     Args:
         sampler: draws the budgets.
@@ -96,9 +98,15 @@ class StepPlanner:
             weights: weight of each term at this step; 0 or missing means it is off.
         """
         budgets = self.sampler.sample(step, total_steps)
-        upgrade = None
+        upgrade, residual_factor = None, 1.0
         if any(weights.get(name) for name in UPGRADE_TERMS):
-            upgrade = _upgrade_of(budgets, step)
+            pairs = _upgrade_pairs(budgets)
+            missing = [pair for pair in pairs if pair[0] != budgets[0]]
+            if not weights.get("monotone_upgrade"):
+                pairs = missing
+            if pairs:
+                upgrade = pairs[step // 2 % len(pairs)]
+                residual_factor = len(pairs) / len(missing) if upgrade in missing else 0.0
         routed: tuple[DeltaBudget, float] | None = None
         if self.token_ratio is not None and any(weights.get(name) for name in ROUTING_TERMS):
             routed = budgets[0], self.token_ratio
@@ -109,17 +117,17 @@ class StepPlanner:
         taps: tuple[tuple[int, ...], ...] | None = None
         if weights.get("cross_scale_features") and len(budgets) > 1:
             taps = tuple(tap_depths(self.taps, budget.depth) for budget in budgets)
-        return StepPlan(budgets, taps, routed, upgrade, turns)
+        return StepPlan(budgets, taps, routed, upgrade, turns, residual_factor)
 
 
-def _upgrade_of(
-    budgets: tuple[DeltaBudget, ...], step: int
-) -> tuple[DeltaBudget, DeltaBudget] | None:
-    """Return a budget, another one at each step, and the largest of the others inside it."""
+def _upgrade_pairs(
+    budgets: tuple[DeltaBudget, ...],
+) -> list[tuple[DeltaBudget, DeltaBudget]]:
+    """Return every budget that has others inside it, and the largest of those."""
     pairs = []
     for larger in budgets:
         inside = [other for other in budgets if other < larger]
         nearest = [low for low in inside if not any(low < other for other in inside)]
         if nearest:
             pairs.append((larger, nearest[0]))
-    return pairs[step // 2 % len(pairs)] if pairs else None
+    return pairs

@@ -10,7 +10,8 @@ SMALLEST, MIDDLE, OTHER, LARGEST = (
     DeltaBudget.parse(text) for text in ("0.5:2:2", "0.75:3:3", "0.5:4:3", "1.0:4:4")
 )
 LOW = DeltaBudget.parse("0.75:3:2")
-UPGRADE = {"delta_residual": 0.5}
+UPGRADE = {"monotone_upgrade": 0.5}
+RESIDUAL = {"delta_residual": 0.5}
 ROUTING = {"preview_benefit": 1.0}
 FEATURES = {"cross_scale_features": 0.1}
 
@@ -58,27 +59,44 @@ def test_upgrade_and_routing_take_turns() -> None:
     assert all(plan.routed for plan in alone)
 
 
+def test_the_largest_budget_is_not_upgraded_towards_itself() -> None:
+    """Its states are the target of the residual term: a pass for nothing."""
+    budgets = (LARGEST, SMALLEST, MIDDLE, OTHER)
+    plans = [planner(*budgets).plan(step, 9, RESIDUAL) for step in range(6)]
+    assert {plan.upgrade for plan in plans} == {(MIDDLE, SMALLEST), (OTHER, SMALLEST)}
+    assert all(plan.weights(RESIDUAL) == RESIDUAL for plan in plans)
+    pair = planner(LARGEST, SMALLEST).plan(0, 9, RESIDUAL)
+    assert pair.upgrade is None and pair.weights(RESIDUAL) == {"delta_residual": 0.0}
+    both = [planner(*budgets).plan(step, 9, UPGRADE | RESIDUAL) for step in range(6)]
+    upgraded_largest = [plan for plan in both if plan.upgrade and plan.upgrade[0] == LARGEST]
+    assert len(upgraded_largest) == 2
+    assert all("delta_residual" in plan.silent_terms() for plan in upgraded_largest)
+    assert all("monotone_upgrade" not in plan.silent_terms() for plan in both)
+
+
 class WithAndWithoutPairs:
     """Of six steps, the first two have no budget inside another."""
 
     def sample(self, step: int, total_steps: int) -> tuple[DeltaBudget, ...]:
-        return (LARGEST,) if step % 6 < 2 else (LARGEST, SMALLEST)
+        return (LARGEST,) if step % 6 < 2 else (LARGEST, SMALLEST, MIDDLE)
 
 
-@pytest.mark.parametrize("sampler", [Always(LARGEST, SMALLEST), WithAndWithoutPairs()])
+@pytest.mark.parametrize("sampler", [Always(LARGEST, SMALLEST, MIDDLE), WithAndWithoutPairs()])
 def test_a_term_weighs_the_same_however_often_its_pass_takes_its_turn(sampler: Any) -> None:
     """Over the steps, beside the other kind of term or without it."""
-    given = {"masked_lm": 1.0, "delta_residual": 0.7, "preview_benefit": 0.3}
+    given = {
+        "masked_lm": 1.0, "delta_residual": 0.7, "monotone_upgrade": 0.2, "preview_benefit": 0.3,
+    }  # fmt: skip
 
     def mean_weights(weights: dict[str, float]) -> dict[str, float]:
         planner = StepPlanner(sampler, (), 0.35)
-        steps = [planner.plan(step, 12, weights).weights(weights) for step in range(12)]
-        return {name: sum(each[name] for each in steps) / 12 for name in weights}
+        steps = [planner.plan(step, 24, weights).weights(weights) for step in range(24)]
+        return {name: sum(each[name] for each in steps) / 24 for name in weights}
 
     together = mean_weights(given)
     assert together["masked_lm"] == 1.0
     assert together["preview_benefit"] == pytest.approx(0.3)
-    for name in ("delta_residual", "preview_benefit"):
+    for name in ("delta_residual", "monotone_upgrade", "preview_benefit"):
         alone = mean_weights({name: given[name]})
         assert together[name] == pytest.approx(alone[name])
     # A step without a budget inside another has nothing to upgrade.
