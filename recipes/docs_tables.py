@@ -22,6 +22,7 @@ from .ddl.study_summary import KIND as RESIDUALS
 from .ddl.study_tables import gates_table, study_table
 from .delta_encoder.finetune_table import finetune_table
 from .delta_encoder.study_plot import plot_study
+from .delta_encoder.study_rivals import rivals_table
 from .delta_encoder.study_tables import (
     ablation_table,
     compute_table,
@@ -71,6 +72,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "study_compute": compute_table,
     "study_ablations": ablation_table,
     "study_lattice": lattice_table,
+    "study_rivals": rivals_table,
     "study_rates": rates_table,
     "study_deltas": deltas_table,
     "finetune": finetune_table,
