@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from .budget import BudgetError
 from .delta_budget import DeltaBudget
+from .delta_lattice import default_lattice
 from .delta_settings import validate_delta_settings
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -306,33 +306,3 @@ def _is_number(value: object) -> bool:
 def _require_count(name: str, value: object) -> None:
     if not _is_count(value):
         raise ValueError(f"{name} {value!r} must be a whole number >= 1")
-
-
-def build_lattice(
-    widths: list[float], heads: list[int], depths: list[int], extra: list[str] | None = None
-) -> list[DeltaBudget]:
-    """Return the product of the axes, smallest first, followed by ``extra`` budgets.
-
-    Raises:
-        BudgetError: if an axis is empty.
-    """
-    for name, axis in (("width", widths), ("head", heads), ("depth", depths)):
-        if not axis:
-            raise BudgetError(f"{name}_budgets is empty; list at least one value")
-    lattice = [
-        DeltaBudget(w, h, d)
-        for w in sorted(set(widths))
-        for h in sorted(set(heads))
-        for d in sorted(set(depths))
-    ]
-    return lattice + [b for text in extra or [] if (b := DeltaBudget.parse(text)) not in lattice]
-
-
-def default_steps(full: int) -> list[int]:
-    """Return about half, three quarters and all of a number of heads or layers."""
-    return sorted({max(1, full // 2), max(1, (3 * full + 2) // 4), full})
-
-
-def default_lattice(heads: int, layers: int) -> list[DeltaBudget]:
-    """Return the 3 x 3 x 3 lattice at about half, three quarters and all of each axis."""
-    return build_lattice([0.5, 0.75, 1.0], default_steps(heads), default_steps(layers))

@@ -20,7 +20,7 @@ def validate_delta_settings(config: Any) -> None:
             raise ValueError(f"{name} {value!r} must be a whole number >= 1")
     if not _is_number(config.drop_path) or not 0.0 <= config.drop_path < 1.0:
         raise ValueError(f"drop_path {config.drop_path!r} must be in [0, 1)")
-    _check_choice_of_tokens(config)
+    check_choice_of_tokens(config)
     is_divided = config.delta_kind != "dense" or config.token_routing
     bases = (config.base_attention_heads, config.base_intermediate_size)
     if not is_divided and bases == (None, None):
@@ -34,7 +34,14 @@ def validate_delta_settings(config: Any) -> None:
     _fill_base(config)
 
 
-def _check_choice_of_tokens(config: Any) -> None:
+def check_choice_of_tokens(config: Any) -> None:
+    """Check the settings that say which tokens get the delta.
+
+    Models ask again in each pass, because these settings may be changed at any time.
+
+    Raises:
+        ValueError: with the value, the allowed range and the fix.
+    """
     ratio, threshold = config.delta_token_ratio, config.delta_token_threshold
     if ratio is not None and not (_is_number(ratio) and 0.0 <= ratio <= 1.0):
         raise ValueError(f"delta_token_ratio {ratio!r} must be in [0, 1], or None for all tokens")
@@ -43,7 +50,8 @@ def _check_choice_of_tokens(config: Any) -> None:
         "learned_token_threshold": config.learned_token_threshold,
     }
     for name, value in scores.items():
-        if value is not None and not _is_number(value):
+        # No score lies above NaN, which alone does not equal itself.
+        if value is not None and not (_is_number(value) and value == value):
             raise ValueError(f"{name} {value!r} must be a number, or None")
     if not config.token_routing:
         given = {"delta_token_ratio": ratio, **scores}
@@ -59,6 +67,30 @@ def _check_choice_of_tokens(config: Any) -> None:
             f"routing_layer {first!r} must be in 0..{layers - 1}: the layers before it run on all "
             "tokens; choose an earlier one, or token_routing=False"
         )
+
+
+def choose_tokens_by_share(config: Any, ratio: float) -> None:
+    """Let this share of the real tokens get the delta, in place of what said so before.
+
+    Raises:
+        ValueError: for a model without a preview network, or a share outside [0, 1].
+    """
+    if not config.token_routing:
+        raise ValueError(
+            f"delta_token_ratio {ratio!r} needs a model with a preview network; train one with "
+            "model.token_routing=true, or leave the ratio out"
+        )
+    config.delta_token_ratio, config.delta_token_threshold = ratio, None
+    check_choice_of_tokens(config)
+
+
+def delta_share(config: Any) -> float:
+    """Return the share of the tokens that get the delta: 1 for all, and with a threshold.
+
+    How many tokens lie above a threshold depends on the text; 1 is the most it can be.
+    """
+    ratio = config.delta_token_ratio
+    return 1.0 if ratio is None or config.delta_token_threshold is not None else float(ratio)
 
 
 def _fill_base(config: Any) -> None:

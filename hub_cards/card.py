@@ -58,7 +58,7 @@ def write_card(
     card = ModelCard.from_template(
         card_data(family, description, evaluation),
         template_path=str(TEMPLATES / f"{family.model_type}.md"),
-        **{"base_model": None, **description},
+        **{"base_model": None, "delta": None, **description},
         title=family.title,
         megabytes=f"{description['bytes'] / 1e6:.2f}",
         snippets=loading_snippets(description, description["folder"]),
@@ -154,7 +154,10 @@ def _conditions(evaluation: dict[str, Any] | None) -> str:
     data = ", ".join(_scalars(evaluation.get("data", {})))
     machine = ", ".join(_scalars(evaluation.get("environment", {})))
     length = evaluation.get("sequence_length")
-    return f"Data: {data or 'not stated'}; {length} tokens. Machine: {machine or 'not stated'}."
+    ratio = evaluation.get("delta_token_ratio")
+    routed = "" if ratio is None else f" Delta on {100 * ratio:g} % of the tokens."
+    machine = machine or "not stated"
+    return f"Data: {data or 'not stated'}; {length} tokens.{routed} Machine: {machine}."
 
 
 def _scalars(values: dict[str, Any]) -> Iterable[str]:

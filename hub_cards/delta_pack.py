@@ -15,7 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .complete_folder import write_tensors
+from .complete_folder import ExportError, write_tensors
+from .elastic_folder import load_elastic
 
 FORMAT = "nestling-delta-pack-1"
 
@@ -47,12 +48,14 @@ def export_delta_pack(model: Any, file: Path | str, *, with_atoms: bool = False)
         with_atoms: also write the atoms of a dictionary model.
 
     Raises:
-        DeltaPackError: if the model has no base slice and so no delta.
+        DeltaPackError: if the model has no base slice and so no delta, or if a number of it is
+            not finite.
     """
     trunk = model.base_model
     tensors = {name: t.detach().contiguous().cpu() for name, t in delta_tensors(trunk).items()}
     if with_atoms:
         tensors.update({n: t.detach().contiguous().cpu() for n, t in atom_tensors(trunk).items()})
+    _require_finite(tensors, "the model", "training diverged; export an earlier checkpoint")
     target = Path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
@@ -66,6 +69,22 @@ def export_delta_pack(model: Any, file: Path | str, *, with_atoms: bool = False)
     return pack_size(model)
 
 
+def export_folder_pack(model_dir: Path, file: Path) -> PackSize:
+    """Write the delta of the nested model in ``model_dir``, in the dtype it is stored in.
+
+    Raises:
+        ExportError: if the folder holds no nested encoder.
+        DeltaPackError: if the model has no delta, or one that is not finite.
+    """
+    elastic = load_elastic(model_dir)
+    if elastic.family.model_type != "delta_encoder":
+        raise ExportError(
+            f"{model_dir} holds a {elastic.family.model_type} model, which has no delta to pack; "
+            "give a delta_encoder"
+        )
+    return export_delta_pack(elastic.model.to(elastic.dtype), file)
+
+
 @torch.no_grad()
 def load_delta_pack(model: Any, file: Path | str) -> None:
     """Put the delta of a pack into ``model``, in place.
@@ -73,7 +92,8 @@ def load_delta_pack(model: Any, file: Path | str) -> None:
     Nothing is changed unless everything fits.
 
     Raises:
-        DeltaPackError: if the file is no pack, or was made for other base weights, atoms or sizes.
+        DeltaPackError: if the file is no pack, was made for other base weights, atoms or sizes, or
+            holds a number that is not finite.
     """
     trunk = model.base_model
     try:
@@ -108,8 +128,17 @@ def load_delta_pack(model: Any, file: Path | str) -> None:
         raise DeltaPackError(
             f"{file} was made for other atoms; export it with with_atoms=True and load that"
         )
+    _require_finite(tensors, str(file), "copy it again, or export an earlier checkpoint")
     for name, tensor in tensors.items():
         places[name].copy_(tensor)
+
+
+def _require_finite(tensors: dict[str, Tensor], where: str, fix: str) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise DeltaPackError(
+                f"{name} of {where} has a value that is not finite (NaN or infinite); {fix}"
+            )
 
 
 def pack_size(model: Any) -> PackSize:
@@ -122,6 +151,27 @@ def pack_size(model: Any) -> PackSize:
     pairs = zip(config.intermediate_sizes(), config.base_intermediate_sizes(), strict=True)
     entries = sum(4 * inner + 3 * (full - base) for full, base in pairs) * config.hidden_size
     return PackSize(pack, atoms, entries * trunk.embeddings.token.weight.element_size())
+
+
+def describe_delta(model: Any, dtype: torch.dtype | None = None) -> dict[str, Any] | None:
+    """Return how the delta is stored and its `PackSize` as JSON values.
+
+    Args:
+        model: as for `export_delta_pack`.
+        dtype: what the bytes are stated for; None takes that of the weights.
+
+    Returns:
+        ``kind``, ``pack_bytes``, ``atom_bytes`` and ``dense_bytes``; None without a base slice.
+    """
+    if model.config.base_attention_heads is None:
+        return None
+    size = pack_size(model)
+    stored, wanted = model.dtype.itemsize, (dtype or model.dtype).itemsize
+    counts = {"pack": size.pack, "atom": size.atoms, "dense": size.dense}
+    return {
+        "kind": model.config.delta_kind,
+        **{f"{name}_bytes": count // stored * wanted for name, count in counts.items()},
+    }
 
 
 def delta_tensors(trunk: Any) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
 from ..configuration.budget import select_budgets
+from ..configuration.delta_settings import choose_tokens_by_share, delta_share
 from .complete_folder import (
     LADDER,
     ExportError,
@@ -41,6 +42,7 @@ def export(
     evaluation: str | Path | None = None,
     single: bool = False,
     verify: bool = True,
+    delta_token_ratio: float | None = None,
 ) -> list[Path]:
     """Export slices of the elastic model in ``model_dir``.
 
@@ -54,6 +56,8 @@ def export(
         evaluation: JSON written by ``nestling evaluate``, for cards and ``budgets.json``.
         single: write one budget straight into ``output``.
         verify: load every folder in a process without this package before it is put in place.
+        delta_token_ratio: share of the tokens that get the delta in slices that have one; None
+            asks the configuration of the model. Delta-Matryoshka encoders only.
 
     Returns:
         The slice folders, in the order of ``budgets``.
@@ -61,14 +65,18 @@ def export(
     Raises:
         ExportError: for a bad request or a full disk; ``output`` is then unchanged.
         BudgetError: for a budget the model cannot be cut to.
+        ValueError: for a ratio outside [0, 1], or for a model that cannot choose tokens.
         VerifyError: if an exported folder does not reproduce the model; nothing is put in place.
     """
     model_dir, output = Path(model_dir), Path(output)
     _check_request(model_dir, output, budgets, format, single)
     elastic = load_elastic(model_dir)
     chosen = select_budgets(budgets, elastic.model.config)
+    if delta_token_ratio is not None:
+        _route_tokens(elastic, chosen, delta_token_ratio)
     _check_formats(elastic, chosen, format)
     measured = read_evaluation(evaluation, elastic.family.model_type)
+    _check_token_ratio(elastic, chosen, measured)
     with staging_folder(output) as staged:
         descriptions = []
         for budget in chosen:
@@ -139,6 +147,37 @@ def _check_request(
         raise ExportError(f"{output} holds a single model; choose a folder for several slices")
     if single and (output / LADDER).is_file() and not holds_weights:
         raise ExportError(f"{output} holds several slices; choose another folder for one slice")
+
+
+def _route_tokens(elastic: ElasticModel, budgets: Sequence[Any], ratio: float) -> None:
+    config = elastic.model.config
+    if config.model_type != "delta_encoder":
+        raise ExportError(
+            f"delta_token_ratio {ratio} is a setting of family delta_encoder, the model is of "
+            f"{config.model_type}; leave it out"
+        )
+    choose_tokens_by_share(config, ratio)
+    if not any(budget.has_routed_delta(config) for budget in budgets):
+        raise ExportError(
+            f"delta_token_ratio {ratio} does nothing at {', '.join(map(str, budgets))}: there is "
+            f"no delta left to route; leave it out, or add {config.budgets[-1]}"
+        )
+
+
+def _check_token_ratio(
+    elastic: ElasticModel, budgets: Sequence[Any], measured: dict[str, Any] | None
+) -> None:
+    """Refuse cards with numbers of another share of tokens than the slices run on."""
+    config = elastic.model.config
+    if measured is None or config.model_type != "delta_encoder":
+        return
+    stated = measured.get("delta_token_ratio")
+    ours, theirs = delta_share(config), 1.0 if stated is None else float(stated)
+    if ours != theirs and any(budget.has_routed_delta(config) for budget in budgets):
+        raise ExportError(
+            f"the evaluation ran the delta on a share of {theirs:g} of the tokens, the slices run "
+            f"it on {ours:g}; evaluate and export with the same --delta-token-ratio"
+        )
 
 
 def _check_formats(elastic: ElasticModel, budgets: list[Any], format: str) -> None:

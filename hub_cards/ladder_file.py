@@ -21,7 +21,14 @@ METRICS = (
     "latency_ms",
 )
 # What a reader of budgets.json needs of the evaluation beside its rows.
-CONTEXT = ("task", "environment", "data", "sequence_length", "predicted_tokens_per_sequence")
+CONTEXT = (
+    "task",
+    "environment",
+    "data",
+    "sequence_length",
+    "predicted_tokens_per_sequence",
+    "delta_token_ratio",
+)
 
 
 def read_evaluation(path: str | Path | None, model_type: str) -> dict[str, Any] | None:

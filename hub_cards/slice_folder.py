@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..configuration.delta_settings import delta_share
 from ..modeling.families import resolve
 from .card import write_card
 from .complete_folder import MARKER, write_json
+from .delta_pack import describe_delta
 from .elastic_folder import ElasticModel
 from .ladder_file import SCHEMA_VERSION, flops_tokens, predicted_tokens
 from .model_files import (
@@ -78,6 +80,8 @@ def write_elastic_folder(
     stored = unique_tensors(elastic.model).values()
     description["parameters"] = sum(tensor.numel() for tensor in stored)
     description["bytes"] = description["parameters"] * elastic.dtype.itemsize
+    if elastic.family.model_type == "delta_encoder":
+        description["delta"] = describe_delta(elastic.model, elastic.dtype)
     _write_companions(folder, elastic, config, description, evaluation)
 
 
@@ -99,6 +103,7 @@ def _describe(
     head = _HEADS.get(elastic.auto_class, "classification")
     tokens = flops_tokens(evaluation)
     predicted = predicted_tokens(evaluation) if head.endswith("_lm") else 0
+    work = {"delta_ratio": delta_share(config)} if is_encoder else {}
     dtype = dtype_name(elastic.dtype)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -112,7 +117,7 @@ def _describe(
         "is_encoder": family.is_encoder,
         "has_tokenizer": elastic.tokenizer is not None,
         "parameters": budget.parameters(config, head),
-        "flops": budget.flops(config, tokens, predicted_tokens=predicted),
+        "flops": budget.flops(config, tokens, predicted_tokens=predicted, **work),
         "flops_tokens": tokens,
         "flops_predicted_tokens": predicted,
         "bytes": budget.weight_bytes(config, dtype, head),

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
@@ -16,7 +15,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget
-from .frozen_corner import frozen_parameters
+from .frozen_corner import run_frozen
 from .input_checks import (
     IGNORED_LABEL,
     require_label_range,
@@ -213,10 +212,8 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
                 "weights that let gradients through; switch gradient_checkpointing off"
             )
         plain = {**inputs, "tap_layers": None, "routed": None}
-        output = torch.func.functional_call(
-            self,
-            frozen_parameters(self, smaller),
-            kwargs={**plain, "labels": labels, "budgets": (larger,), "return_dict": True},
+        output = run_frozen(
+            self, smaller, **plain, labels=labels, budgets=(larger,), return_dict=True
         )
         return output.states[0], output.budget_logits[0]
 

@@ -7,7 +7,7 @@ lets no gradient through. Whatever a loss on that run asks for, the smaller mode
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..configuration.delta_budget import DeltaBudget
 
@@ -57,6 +57,34 @@ def frozen_parameters(model: Any, smaller: DeltaBudget) -> dict[str, Tensor]:
         elif name in corners:
             frozen[name] = freeze_corner(parameter, corners[name])
     return frozen
+
+
+class _PlainForward(nn.Module):
+    """Runs the forward of a model's class, not the one a trainer put around the instance's.
+
+    That is one autocast context for all calls (Accelerate), and entered twice it is never left.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **arguments: Any) -> Any:
+        return type(self.model).forward(self.model, **arguments)
+
+
+def run_frozen(model: Any, smaller: DeltaBudget, **arguments: Any) -> Any:
+    """Run ``model`` so that no gradient reaches what ``smaller`` consists of.
+
+    May be called from within the forward of ``model`` itself.
+
+    Args:
+        model: a nested encoder with any head.
+        smaller: the budget whose function must not change.
+        arguments: of the forward of ``model``.
+    """
+    frozen = {f"model.{name}": value for name, value in frozen_parameters(model, smaller).items()}
+    return torch.func.functional_call(_PlainForward(model), frozen, kwargs=arguments)
 
 
 def corner_shapes(model: Any, smaller: DeltaBudget) -> dict[str, tuple[int, ...]]:

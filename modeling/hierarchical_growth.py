@@ -103,6 +103,22 @@ def require_containment(small: DeltaEncoderConfig, large: DeltaEncoderConfig) ->
         raise ValueError(f"the larger model cannot contain the small one: {'; '.join(wrong)}")
 
 
+def _require_base_slice(small: DeltaEncoderConfig, large: DeltaEncoderConfig) -> None:
+    """Refuse a base slice without room for the small model: a built delta stores none of it."""
+    if large.delta_kind == "dense":
+        return
+    held = [large.base_attention_heads, *large.base_intermediate_sizes()]
+    needed = [small.num_attention_heads, *small.intermediate_sizes()]
+    names = ["base_attention_heads", *["base_intermediate_size"] * large.num_hidden_layers]
+    for name, have, need in zip(names, held, needed, strict=False):
+        if have < need:
+            raise ValueError(
+                f"{name} {have} must be at least {need}: the base slice of the larger model must "
+                f"hold the small one, because a {large.delta_kind} delta is built; or use "
+                "delta_kind='dense'"
+            )
+
+
 @torch.no_grad()
 def grow(
     small: DeltaEncoderForMaskedLM,
@@ -126,6 +142,7 @@ def grow(
     if new_units not in ("zero_output", "random"):
         raise ValueError(f"new_units {new_units!r} must be 'zero_output' or 'random'")
     require_containment(small.config, config)
+    _require_base_slice(small.config, config)
     corner = _plain_state(small, "the small model")
     with small.device:
         model: Any = DeltaEncoderForMaskedLM(deepcopy(config))
@@ -218,7 +235,7 @@ def grow_from_checkpoints(
         )
     small = load_encoder(base)
     larger = load_encoder(target) if delta_from_target and isinstance(target, str) else None
-    config = larger.config if larger else _config_of(target)
+    config = larger.config if larger else read_config(target)
     if settings is not None:
         config = type(config)(**{**config.to_dict(), **settings(config)})
     budget = small_budget(small.config, config)
@@ -230,22 +247,24 @@ def grow_from_checkpoints(
 
 def load_encoder(source: str) -> DeltaEncoderForMaskedLM:
     """Load a ModernBERT-family checkpoint, or one of ours."""
-    if _is_ours(source):
+    if is_ours(source):
         loaded: Any = DeltaEncoderForMaskedLM.from_pretrained(source)
         return loaded.eval()
     return load_modernbert(source)
 
 
-def _config_of(source: DeltaEncoderConfig | str) -> DeltaEncoderConfig:
+def read_config(source: DeltaEncoderConfig | str) -> DeltaEncoderConfig:
+    """Return the configuration of a checkpoint, ModernBERT-family or ours, without its weights."""
     if not isinstance(source, str):
         return source
-    if _is_ours(source):
+    if is_ours(source):
         ours: Any = DeltaEncoderConfig.from_pretrained(source)
         return ours
     return from_modernbert_config(AutoConfig.from_pretrained(source))
 
 
-def _is_ours(source: str) -> bool:
+def is_ours(source: str) -> bool:
+    """Whether a checkpoint, a folder or a Hub name, is a Delta-Matryoshka encoder."""
     values, _ = PretrainedConfig.get_config_dict(source)
     return values.get("model_type") == DeltaEncoderConfig.model_type
 

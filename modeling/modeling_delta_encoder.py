@@ -14,6 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget
+from ..configuration.delta_settings import check_choice_of_tokens
 from .budget_conditioning import ExitAffine, NormConditioner
 from .delta_blocks import DeltaBlocks
 from .encoder_inputs import Inputs, prepare_inputs
@@ -224,6 +225,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
     def _routing(self, budget: DeltaBudget, delta_tokens: Tensor | None) -> Routing | None:
         """Return how the configuration (or the caller) wants tokens chosen; None for all."""
         config = self.config
+        check_choice_of_tokens(config)
         if delta_tokens is not None and not config.token_routing:
             raise ValueError("delta_tokens needs a base slice; set token_routing=True")
         if not budget.has_routed_delta(config):

@@ -1,7 +1,10 @@
 """Token-conditional deltas: the base slice runs on every token, the rest on chosen ones.
 
 ``y_t = f_base(x_t) + m_t f_delta(x_t)``. Tokens are chosen once, by a small preview network, from
-the states after the first layers; the delta's products then run on the gathered tokens only.
+the states after the first layers; the delta's products then run on the gathered tokens only. With
+``conditioned_norms`` every token is normalised with the gains of the budget that runs: a token
+without the delta then computes the base slice with those gains, not with the gains of the base
+budget.
 Sources of the idea: Mixture-of-Depths (arXiv 2404.02258), MoNE (arXiv 2407.19985).
 """
 

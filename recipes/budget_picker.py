@@ -155,7 +155,13 @@ def _with_times(
     if measure is not None:
         block = content if content["kind"] == "evaluation" else content.get("evaluation") or {}
         length = int(block.get("sequence_length") or 128)
-        times = _measure(measure, list(picks), length, predicted_tokens_of(block))
+        times = _measure(
+            measure,
+            list(picks),
+            length,
+            predicted_tokens_of(block),
+            block.get("delta_token_ratio"),
+        )
         return {
             name: one._replace(milliseconds=times[name], time_source=MEASURED_HERE)
             for name, one in picks.items()
@@ -169,13 +175,20 @@ def _with_times(
 
 
 def _measure(
-    folder: Path, budgets: Sequence[str], sequence_length: int, predicted_tokens: int
+    folder: Path,
+    budgets: Sequence[str],
+    sequence_length: int,
+    predicted_tokens: int,
+    delta_token_ratio: float | None,
 ) -> dict[str, float]:
     from ..configuration.delta_budget import DeltaBudget
+    from ..configuration.delta_settings import choose_tokens_by_share
     from ..modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
     from .delta_encoder.budget_latency import measure_latency
 
     model = DeltaEncoderForMaskedLM.from_pretrained(folder)
+    if delta_token_ratio is not None:
+        choose_tokens_by_share(model.config, delta_token_ratio)
     parsed = [DeltaBudget.parse(budget) for budget in budgets]
     times = measure_latency(model, parsed, sequence_length, predicted_tokens)
     return {str(budget): spread["median"] for budget, spread in times.items()}

@@ -44,6 +44,12 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a trained model.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an exported model.")]
+TokenRatio = Annotated[
+    float | None,
+    typer.Option(
+        metavar="R", help="Share of the tokens that get the delta, in [0, 1]; delta_encoder only."
+    ),
+]
 Budgets = Annotated[
     list[str] | None,
     typer.Option(metavar="B…", help="Budgets such as 0.5:6:6, or smallest, middle, largest, all."),
@@ -145,19 +151,41 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]…",
-            help="Changes to the saved recipe, such as data.path=… .",
+            help="Changes to data and evaluation of the saved recipe, such as data.path=… .",
             show_default=False,
         ),
     ] = None,
     budgets: Budgets = None,
+    delta_token_ratio: TokenRatio = None,
 ) -> None:
     """Measure quality and cost of every budget of a trained model."""
+    from .evaluation.evaluation_table import notes
+    from .evaluation_file import read_evaluation
     from .saved_model import family_module, family_of_folder
 
-    module = family_module(family_of_folder(model), "evaluate")
-    rows = module.evaluate_folder(model, output, overrides or [], budgets)
+    family = family_of_folder(model)
+    options = {}
+    if delta_token_ratio is not None:
+        _check_ratio(family, delta_token_ratio)
+        options["delta_token_ratio"] = delta_token_ratio
+    evaluate_folder = family_module(family, "evaluate").evaluate_folder
+    rows = evaluate_folder(model, output, overrides or [], budgets, **options)
     show_rows(str(model), rows)
+    for note in notes(read_evaluation(output)):
+        show_line(note)
     show_line(f"Written: {output}")
+
+
+def _check_ratio(family: str, ratio: float) -> None:
+    if family != "delta_encoder":
+        raise UsageError(
+            f"--delta-token-ratio {ratio:g} needs a model of family delta_encoder, not {family}; "
+            "leave it out"
+        )
+    if not 0.0 <= ratio <= 1.0:
+        raise UsageError(
+            f"--delta-token-ratio {ratio:g} must be in [0, 1]; 1 runs the delta on all tokens"
+        )
 
 
 @app.command()
@@ -176,12 +204,20 @@ def export(
         Path | None,
         typer.Option(metavar="FILE.json", help="Results of nestling evaluate, for the cards."),
     ] = None,
+    delta_token_ratio: TokenRatio = None,
+    delta_pack: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.safetensors", help="Also write an upgrade pack of the delta."),
+    ] = None,
 ) -> None:
     """Cut a trained model and write self-contained folders."""
     if (budget is None) == (not budgets):
         raise UsageError("give either --budgets B1 B2 … (one folder each) or --budget B (one cut)")
     from ..hub_cards.export_slices import export as export_slices
+    from .saved_model import family_of_folder
 
+    if delta_token_ratio is not None:
+        _check_ratio(family_of_folder(model), delta_token_ratio)
     folders = export_slices(
         model,
         budgets or [str(budget)],
@@ -189,9 +225,15 @@ def export(
         format=form,
         evaluation=evaluation,
         single=budget is not None,
+        delta_token_ratio=delta_token_ratio,
     )
     for folder in folders:
         show_line(f"Exported: {folder}")
+    if delta_pack is not None:
+        from ..hub_cards.delta_pack import export_folder_pack
+
+        size = export_folder_pack(model, delta_pack)
+        show_line(f"Exported: {delta_pack} (delta of {size.pack:,} bytes)")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 Each message names the key, its value, what is allowed and the fix.
 """
 
+from .budget_validation import COMPARED, comparing_weights
 from .cli_errors import UsageError
 from .recipe_schema import DeltaEncoderRecipe
 
@@ -45,12 +46,6 @@ def _check_init(recipe: DeltaEncoderRecipe) -> None:
         raise UsageError(
             f"model.delta is {model.delta}, which has no place for the weights of init.target; "
             "set model.delta=dense or init.delta_from_target=false"
-        )
-    if model.init_from is not None and model.delta != "dense":
-        raise UsageError(
-            f"model.delta is {model.delta}, but model.init_from={model.init_from} brings dense "
-            "weights outside the base slice; set model.delta=dense, or grow a small checkpoint "
-            "with init.base"
         )
 
 
@@ -108,17 +103,14 @@ def _check_routing(recipe: DeltaEncoderRecipe) -> None:
 def _check_terms(recipe: DeltaEncoderRecipe) -> None:
     model, training, loss = recipe.model, recipe.training, recipe.loss
     upgrades = {"loss.delta_weight": loss.delta_weight, "loss.mug_weight": loss.mug_weight}
-    fewest = {**dict.fromkeys(upgrades, 3), "loss.cscf_weight": 2}
-    for key, value in {**upgrades, "loss.cscf_weight": loss.cscf_weight}.items():
-        if value and training.budgets_per_step < fewest[key]:
-            raise UsageError(
-                f"{key} is {value}, which compares {fewest[key]} budgets of a step; set "
-                f"training.budgets_per_step>={fewest[key]} (now {training.budgets_per_step}) or "
-                f"{key}=0"
-            )
-    distils = {**upgrades, "loss.cscf_weight": loss.cscf_weight}
-    if loss.teacher is None:
-        distils["loss.kd_weight"] = loss.kd_weight
+    if training.budget_sampling == "sandwich":
+        for key, value in comparing_weights(recipe).items():
+            if training.budgets_per_step < COMPARED[key]:
+                raise UsageError(
+                    f"{key} is {value}, which compares {COMPARED[key]} budgets of a step; set "
+                    f"training.budgets_per_step>={COMPARED[key]} (now "
+                    f"{training.budgets_per_step}) or {key}=0"
+                )
     if training.budget_sampling == "random":
         if loss.largest_share is not None:
             raise UsageError(
@@ -126,20 +118,15 @@ def _check_terms(recipe: DeltaEncoderRecipe) -> None:
                 "training.budget_sampling=random a step need not run the largest budget; set "
                 "loss.largest_share=null, or sandwich sampling"
             )
-        for key, value in {**distils, "loss.preview_weight": loss.preview_weight}.items():
+        wants = {**comparing_weights(recipe), "loss.preview_weight": loss.preview_weight}
+        for key, value in wants.items():
             if value:
                 raise UsageError(
                     f"{key} is {value}, which needs the largest budget at every step, but "
                     "training.budget_sampling is random; set it to sandwich or fixed, or "
                     f"{key}=0"
                 )
-    alone = training.three_phase and set(training.calibration_budgets) <= {"largest"}
     for key, value in upgrades.items():
-        if value and alone:
-            raise UsageError(
-                f"{key} is {value}, which compares budgets, but training.calibration_budgets is "
-                f"{list(training.calibration_budgets)}: add a smaller one, or set {key}=0"
-            )
         if value and training.gradient_checkpointing:
             raise UsageError(
                 f"{key} is {value} and training.gradient_checkpointing is true: an upgrade pass "

@@ -14,12 +14,20 @@ from typing import Any, TypeVar, cast
 from .cli_errors import ModelFolderError, UsageError
 from .nearest_match import did_you_mean
 from .recipe_catalogue import RECIPES_FOLDER, find_recipe
-from .recipe_overrides import Override, hydra_overrides, recipe_keys, split_arguments
+from .recipe_overrides import (
+    Override,
+    check_key,
+    hydra_overrides,
+    recipe_keys,
+    split_arguments,
+)
 from .recipe_schema import RECIPE_SCHEMAS, Recipe
 from .recipe_validation import validate
 from .whole_file import write_whole_file
 
 SAVED_NAME = "recipe.yaml"
+# What may be changed of the recipe of a finished model.
+MEASURING_SECTIONS = ("data", "evaluation")
 RecipeT = TypeVar("RecipeT")
 _PRIMARY, _SCHEMA_GROUP = "nestling_recipe", "schema"
 
@@ -49,18 +57,35 @@ def load_saved_recipe(folder: Path, arguments: Sequence[str] = ()) -> Recipe:
 
     Args:
         folder: a model folder or the output_dir above it.
-        arguments: ``section.key=value`` overrides, for example another ``data.path``.
+        arguments: ``data.key=value`` and ``evaluation.key=value`` overrides; what the model is and
+            how it was trained can no longer be changed.
 
     Raises:
         ModelFolderError: if there is no saved recipe.
         UsageError: for overrides that do not fit.
     """
+    overrides = split_arguments(arguments)
     for place in (folder, folder.resolve().parent):
         if (place / SAVED_NAME).is_file():
-            return _load_file((place / SAVED_NAME).resolve(), split_arguments(arguments))
+            path = (place / SAVED_NAME).resolve()
+            _require_measuring(overrides, RECIPE_SCHEMAS[_family_of_file(path)])
+            return _load_file(path, overrides)
     raise ModelFolderError(
         f"{folder} has no {SAVED_NAME} beside it; give the model folder of a finished run"
     )
+
+
+def _require_measuring(overrides: Sequence[Override], schema: type[Any]) -> None:
+    """Refuse what would be read and then change nothing."""
+    keys = recipe_keys(schema)
+    for key, value in overrides:
+        check_key(key, keys)
+        if key.partition(".")[0] not in MEASURING_SECTIONS:
+            option = "--delta-token-ratio" if key == "model.delta_token_ratio" else None
+            raise UsageError(
+                f"{key}={value} would change nothing: a finished model is measured as it is; "
+                f"set {f'{option} {value}, or ' if option else ''}keys of data or evaluation only"
+            )
 
 
 def of_family(recipe: Recipe, kind: type[RecipeT]) -> RecipeT:

@@ -1,8 +1,8 @@
 """``section.key=value`` arguments: aliases, unknown keys, literal text values.
 
-Hydra reads the values. Two things are done before: the key names of the original projects are
-translated, and values of text keys are quoted, so that a path may hold ``=``, ``~``, commas or
-spaces.
+Hydra reads the values. Before that, the key names of the original projects are translated, their
+switches become the keys they stand for, and values of text keys are quoted, so that a path may
+hold ``=``, ``~``, commas or spaces.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from .cli_errors import UsageError
 from .nearest_match import did_you_mean
 
-# The option names of the original training scripts.
+# The options of the original training scripts that carry a value.
 KEY_ALIASES: dict[str, str] = {
     "train_steps": "training.max_steps",
     "max_steps": "training.max_steps",
@@ -41,7 +41,6 @@ KEY_ALIASES: dict[str, str] = {
     "budget_cond_ln": "model.conditioned_norms",
     "drop_path": "model.drop_path",
     "tap_layers": "model.tap_layers",
-    "enable_token_delta": "model.token_routing",
     "init_from": "model.init_from",
     "base_model_path": "init.base",
     "target_model_path": "init.target",
@@ -61,7 +60,46 @@ KEY_ALIASES: dict[str, str] = {
     "beta_delta": "loss.delta_weight",
     "rho_mug": "loss.mug_weight",
     "zeta_cscf": "loss.cscf_weight",
+    "eta_dds_sparsity": "loss.sparsity_weight",
+    "gamma_packing": "loss.packing_weight",
     "export_budgets": "export.budgets",
+}
+
+
+class Switch(NamedTuple):
+    """Keys and values that a switch of an original script stands for."""
+
+    on: dict[str, str]
+    off: dict[str, str]
+
+
+# Turned on, a part has the original's default weight. Keys given beside a switch win.
+SWITCHES: dict[str, Switch] = {
+    "enable_kd": Switch({"loss.kd_weight": "1.0"}, {"loss.kd_weight": "0"}),
+    "enable_mug": Switch(
+        {"loss.mug_weight": "0.1"}, {"loss.mug_weight": "0", "loss.mug_margin": "0"}
+    ),
+    "enable_cscf": Switch({"loss.cscf_weight": "0.1"}, {"loss.cscf_weight": "0"}),
+    "enable_delta_depth": Switch(
+        {"training.survival_alpha": "0.5"}, {"training.survival_alpha": "0"}
+    ),
+    "enable_dds": Switch(
+        {"model.delta": "dictionary"},
+        {
+            "model.delta": "dense",
+            "loss.sparsity_weight": "0",
+            "loss.orthogonality_weight": "0",
+        },
+    ),
+    "enable_token_delta": Switch(
+        {"model.token_routing": "true", "loss.preview_weight": "1.0"},
+        {
+            "model.token_routing": "false",
+            "model.delta_token_ratio": "null",
+            "loss.preview_weight": "0",
+            "loss.budget_penalty_weight": "0",
+        },
+    ),
 }
 
 
@@ -87,12 +125,13 @@ def recipe_keys(schema: type[Any], prefix: str = "") -> dict[str, Any]:
 
 
 def split_arguments(arguments: Sequence[str]) -> list[Override]:
-    """Split ``key=value`` arguments and translate aliases.
+    """Split ``key=value`` arguments and translate aliases and switches.
 
     Raises:
-        UsageError: for an argument that is not ``key=value``.
+        UsageError: for an argument that is not ``key=value``, or a switch neither on nor off.
     """
-    overrides = []
+    overrides: list[Override] = []
+    switched: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         key = key.strip().lstrip("+")
@@ -100,8 +139,18 @@ def split_arguments(arguments: Sequence[str]) -> list[Override]:
             raise UsageError(
                 f"argument {argument!r} is not key=value; write for example training.lr=5e-4"
             )
-        overrides.append(Override(KEY_ALIASES.get(key, key), value))
-    return overrides
+        if key in SWITCHES:
+            switched |= _keys_of_switch(key, value)
+        else:
+            overrides.append(Override(KEY_ALIASES.get(key, key), value))
+    given = {override.key for override in overrides}
+    return [*(Override(*item) for item in switched.items() if item[0] not in given), *overrides]
+
+
+def _keys_of_switch(name: str, value: str) -> dict[str, str]:
+    if value.lower() not in ("true", "false"):
+        raise UsageError(f"{name} is {value!r}, it must be true or false; set {name}=true")
+    return SWITCHES[name].on if value.lower() == "true" else SWITCHES[name].off
 
 
 def hydra_overrides(overrides: Sequence[Override], schema: type[Any]) -> list[str]:
@@ -127,7 +176,7 @@ def check_key(key: str, keys: dict[str, Any]) -> str:
         return parent
     if any(known.startswith(f"{key}.") for known in keys):
         raise UsageError(f"{key} is a section of the recipe; set one of its keys: {key}.<key>=…")
-    hint = did_you_mean(key, [*keys, *KEY_ALIASES])
+    hint = did_you_mean(key, [*keys, *KEY_ALIASES, *SWITCHES])
     raise UsageError(f"unknown recipe key {key!r}{hint or '; --dry-run prints all keys'}")
 
 

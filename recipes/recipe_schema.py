@@ -24,12 +24,13 @@ class ModelSection:
         head_dim: channels per head; None means hidden_size // num_attention_heads.
         intermediate_size: MLP channels.
         max_position_embeddings: longest sequence, in tokens.
-        width_budgets: shares of the MLP channels, in (0, 1].
+        width_budgets: shares of the MLP channels, in (0, 1]; the full shape of the model must be
+            among its budgets, and one that all others contain.
         head_budgets: numbers of heads; empty means about half, three quarters and all.
         depth_budgets: numbers of layers; empty means about half, three quarters and all.
         extra_budgets: further budgets as quoted text, such as "0.5:2:2:64" (hidden width 64).
         init_from: checkpoint to start from, a folder or a Hub name, of the ModernBERT family or a
-            Delta-Matryoshka encoder; its sizes replace the ones above.
+            Delta-Matryoshka encoder; its sizes, and those of its delta, replace those given here.
         reorder_by_importance: sort heads, MLP channels and hidden channels of ``init_from`` by
             importance before training, so that prefixes keep what matters. None does so unless
             the checkpoint is nested: its units are in order.
@@ -93,6 +94,7 @@ class InitSection:
 
     Attributes:
         base: checkpoint to grow, a folder or a Hub name; it becomes one of the budgets, exactly.
+            The full shape, and the budget that all others contain, join where they are missing.
             None grows nothing.
         target: checkpoint whose sizes the grown model takes, a folder or a Hub name; None takes
             the sizes of ``model``.

@@ -10,11 +10,13 @@ from typing import Any
 
 from ..configuration.budget import NAMED_BUDGETS, BudgetError
 from ..configuration.delta_budget import DeltaBudget
+from .budget_validation import check_trained_budgets
 from .cli_errors import UsageError
 from .ddl_schema import DdlRecipe
 from .ddl_validation import check_ddl
 from .delta_validation import check_delta_training
 from .nearest_match import did_you_mean
+from .planned_sizes import planned_sizes
 from .recipe_schema import DELTA_KINDS, DeltaEncoderRecipe, Recipe
 from .recipe_sections import (
     ATTENTION_IMPLEMENTATIONS,
@@ -89,6 +91,9 @@ def validate(recipe: Recipe) -> None:
     _check_heads(recipe)
     check_delta_training(recipe)
     _check_budgets(recipe)
+    # A model that grows gets the budget of its small checkpoint, whose sizes nobody has read yet.
+    if _has_own_sizes(recipe) and recipe.init.base is None:
+        check_trained_budgets(recipe, planned_sizes(recipe))
 
 
 def _flatten(section: Any, prefix: str = "") -> dict[str, Any]:

@@ -29,6 +29,7 @@ EXPORTED = [
 LIGHT = (
     "configuration/budget.py",
     "configuration/delta_budget.py",
+    "configuration/delta_lattice.py",
     "modeling/families.py",
     "trainers/budget_sampling.py",
     "trainers/event_log.py",

@@ -16,7 +16,8 @@ def weight_losses(
 ) -> dict[str, LossSum]:
     """Return the weighted terms among `WEIGHT_TERMS`.
 
-    Terms of dictionaries are averaged over the five dictionaries.
+    Of the five dictionaries `coefficient_sparsity` is the sum: each coefficient is pulled alike,
+    however many there are. `atom_orthogonality` is a mean of cosines, and their mean.
 
     Raises:
         ValueError: If the model has no dictionary, or no base slice, for a term that needs it.

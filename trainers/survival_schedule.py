@@ -1,4 +1,4 @@
-"""Prefix depth dropout: how deep a step runs, and drop-path rates by layer. Torch-free."""
+"""Prefix depth dropout: how deep a step runs. Torch-free."""
 
 import random
 from dataclasses import dataclass
@@ -33,7 +33,8 @@ class SurvivalSchedule:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        _check_layers(self.layers)
+        if self.layers < 1:
+            raise ValueError(f"layers is {self.layers}, it must be 1 or more")
         if not 1 <= self.floor <= self.layers:
             raise ValueError(f"floor is {self.floor}, it must lie in 1..{self.layers} (the layers)")
         if not 0.0 <= self.alpha <= 1.0:
@@ -70,22 +71,3 @@ class SurvivalSchedule:
             if rng.random() >= self.keep_probability(layer):
                 return layer
         return self.layers
-
-
-def drop_path_rates(rate: float, layers: int) -> tuple[float, ...]:
-    """Return the chance to drop each layer's residual branches, from 0 linearly up to `rate`.
-
-    Formula: `r_l = rate * l / (layers - 1)`; a single layer gets 0.
-
-    Raises:
-        ValueError: If the rate is not in [0, 1) or there are no layers.
-    """
-    _check_layers(layers)
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"drop-path rate is {rate}, it must lie in [0, 1)")
-    return tuple(rate * layer / max(1, layers - 1) for layer in range(layers))
-
-
-def _check_layers(layers: int) -> None:
-    if layers < 1:
-        raise ValueError(f"layers is {layers}, it must be 1 or more")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ...trainers.losses.masked_lm import IGNORED_LABEL
 from ...trainers.metrics.span_f1 import Span
 from .documents import DataError, group_fraction
-from .labelled_tables import read_columns, split_files, text_key
+from .labelled_tables import read_columns, require_filled, split_files, text_key
 
 SPLIT_NAMES = ("train", "validation", "test")
 HELD_OUT = 0.1  # share of the titles of a split that is cut off
@@ -174,6 +174,7 @@ def _without_spaces(text: str, start: int, end: int) -> tuple[int, int]:
 
 def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
     for number, row in enumerate(read_columns(file, ("text", "attributes"))):
+        require_filled(file, number, {"text": row["text"]})
         try:
             attributes = json.loads(row["attributes"] or "{}")
             named = {

@@ -1,6 +1,6 @@
 """Tables of a labelled set: one file per split, named after it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .documents import DataError
@@ -61,6 +61,24 @@ def read_columns(file: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]
     texts = [frame[column].fillna("").astype(str) for column in columns]
     for values in zip(*texts, strict=True):
         yield dict(zip(columns, values, strict=True))
+
+
+def require_filled(file: Path, number: int, row: Mapping[str, str]) -> None:
+    """Refuse a row with an empty or missing value.
+
+    Args:
+        file: Where the row stands.
+        number: Of the row, counted from 0 without the head of the table.
+        row: Column -> text.
+
+    Raises:
+        DataError: Naming the row and the column.
+    """
+    for column, text in row.items():
+        if not text.strip():
+            raise DataError(
+                f"{file}, row {number}: {column} is empty or missing; fill it or leave the row out"
+            )
 
 
 def text_key(text: str) -> str:

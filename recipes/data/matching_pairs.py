@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 from .documents import DataError, group_fraction
 from .ecommerce_corpus import ProductGroups
-from .labelled_tables import read_columns, split_files, text_key
+from .labelled_tables import read_columns, require_filled, split_files, text_key
 
 LABELS = ("different", "match")
+# A column of whole numbers with a gap is stored as floats.
+LABEL_TEXTS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 SPLIT_NAMES = ("train", "validation", "test")
 HELD_OUT = 0.2  # share of the products of each split that is cut off
 
@@ -108,9 +110,10 @@ def split_by_product(
 def _read_pairs(file: Path) -> list[OfferPair]:
     pairs = []
     for number, row in enumerate(read_columns(file, ("sentence1", "sentence2", "label"))):
-        if row["label"] not in ("0", "1"):
+        require_filled(file, number, row)
+        if row["label"] not in LABEL_TEXTS:
             raise DataError(f"{file}, row {number}: label {row['label']!r} must be 0 or 1")
-        pairs.append(OfferPair(row["sentence1"], row["sentence2"], int(row["label"])))
+        pairs.append(OfferPair(row["sentence1"], row["sentence2"], LABEL_TEXTS[row["label"]]))
     return pairs
 
 

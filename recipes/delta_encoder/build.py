@@ -5,20 +5,14 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from ...configuration.budget import NAMED_BUDGETS, select_budgets
-from ...configuration.configuration_delta_encoder import (
-    DeltaEncoderConfig,
-    build_lattice,
-    default_steps,
-)
-from ...configuration.delta_budget import DeltaBudget
+from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ...hub_cards.loadable_checkpoint import make_checkpoint_loadable
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
-from ...modeling.hierarchical_growth import grow, grow_from_checkpoints
+from ...modeling.hierarchical_growth import grow_from_checkpoints, is_ours, load_encoder
 from ...modeling.importance_ordering import measure_importance, reorder_by_importance
-from ...modeling.modernbert_weights import load_modernbert
 from ...trainers.delta_encoder_trainer import DeltaEncoderTrainer
 from ...trainers.delta_weights import WEIGHT_TERMS
 from ...trainers.event_callback import PhaseCallback
@@ -26,13 +20,23 @@ from ...trainers.masked_lm_collator import MaskedLMCollator
 from ...trainers.stream_sampler import PositionedRows, PositionSampler
 from ...trainers.training_arguments import NestlingTrainingArguments
 from .. import precision
-from ..cli_errors import DataError, ModelFolderError, UsageError
+from ..budget_validation import check_trained_budgets
+from ..cli_errors import DataError, UsageError
 from ..data.corpus import PreparedData
 from ..data.streaming import StreamingPackedRows
-from ..recipe_schema import DeltaEncoderRecipe, ModelSection
+from ..planned_sizes import lattice_of
+from ..recipe_schema import DeltaEncoderRecipe
 from ..shared_arguments import shared_arguments
 from .budget_plan import planner_of
 from .loss_terms import WEIGHT_KEYS, loss_terms, phases_of, weight_schedules
+from .model_config import (
+    added_parts,
+    delta_settings,
+    grown_budgets,
+    read_checkpoint,
+    scratch_config,
+    unreadable,
+)
 
 IMPORTANCE_BATCHES = 8
 
@@ -43,6 +47,7 @@ def build_model(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderF
     Raises:
         DataError: if the tokenizer does not fit the model.
         ModelFolderError: if a checkpoint cannot be loaded.
+        UsageError: for budgets that its sizes do not allow.
         ValueError: for impossible sizes or another architecture.
     """
     section, tokenizer = recipe.model, data.tokenizer
@@ -59,8 +64,7 @@ def build_model(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderF
             f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; "
             "use the tokenizer of the checkpoint (data.tokenizer=…) or raise model.vocab_size"
         )
-    for budget in config.budget_list():
-        budget.check(config)
+    check_trained_budgets(recipe, config)
     return model
 
 
@@ -68,46 +72,32 @@ def _continue_from(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncod
     """Load a ModernBERT-family checkpoint or a nested model, sort units, add missing parts."""
     section = recipe.model
     name = str(section.init_from)
+    added_parts(recipe, read_checkpoint("model.init_from", name))
     try:
-        is_nested = AutoConfig.from_pretrained(name).model_type == DeltaEncoderConfig.model_type
-        load = DeltaEncoderForMaskedLM.from_pretrained if is_nested else load_modernbert
-        model = load(name)
+        model = load_encoder(name)
     except OSError as error:
-        raise _unreadable("model.init_from", name, error) from error
+        raise unreadable("model.init_from", name, error) from error
     sorts = section.reorder_by_importance
-    if sorts or (sorts is None and not is_nested):
+    if sorts or (sorts is None and not is_ours(name)):
         model.set_attn_implementation(attention_of(recipe))
         reorder_by_importance(model, measure_importance(model, first_batches(recipe, data)))
     parts = added_parts(recipe, model.config)
     if parts:
-        model = grow(model, type(model.config)(**{**model.config.to_dict(), **parts}))
+        model = _with_parts(model, type(model.config)(**{**model.config.to_dict(), **parts}))
     model.config.budgets = [str(budget) for budget in lattice_of(section, model.config)]
     return model
 
 
-def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
-    """Return the settings that the recipe adds to a loaded model; ``drop_path`` is set at once.
-
-    Raises:
-        UsageError: if the model has a part that the recipe does not have, or has it differently.
-    """
-    config.drop_path = recipe.model.drop_path
-    wanted = delta_settings(recipe, config)
-    keys = {
-        "conditioned_norms": "conditioned_norms",
-        "exit_affine": "exit_affine",
-        "token_routing": "token_routing",
-        "delta_kind": "delta",
-    }
-    for name, key in keys.items():
-        has, wants = getattr(config, name), getattr(recipe.model, key)
-        if has not in (False, "dense") and has != wants:
-            raise UsageError(
-                f"model.{key} is {str(wants).lower()}, but model.init_from="
-                f"{recipe.model.init_from} has {str(has).lower()}, which stays; set model.{key}="
-                f"{str(has).lower()}"
-            )
-    return {name: value for name, value in wanted.items() if getattr(config, name) != value}
+def _with_parts(
+    model: DeltaEncoderForMaskedLM, config: DeltaEncoderConfig
+) -> DeltaEncoderForMaskedLM:
+    """Return the model with further parts, which start without effect."""
+    extended: Any = DeltaEncoderForMaskedLM(config)
+    extended.to(dtype=model.dtype)
+    _, unknown = extended.load_state_dict(model.state_dict(), strict=False)
+    assert not unknown, unknown
+    result: DeltaEncoderForMaskedLM = extended.train(model.training)
+    return result
 
 
 def _grow_around_base(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderForMaskedLM:
@@ -124,86 +114,10 @@ def _grow_around_base(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEn
         )
     except OSError as error:
         names = f"{init.base} or init.target={init.target}"
-        raise _unreadable("init.base", names, error) from error
+        raise unreadable("init.base", names, error) from error
     config = grown.model.config
-    budgets = lattice_of(recipe.model, config)
-    config.budgets = list(dict.fromkeys(str(budget) for budget in (*budgets, grown.small)))
+    config.budgets = grown_budgets(recipe.model, config, grown.small)
     return grown.model
-
-
-def _unreadable(key: str, name: str, error: OSError) -> ModelFolderError:
-    return ModelFolderError(
-        f"{key}={name} is neither a folder with a checkpoint nor a name that can be "
-        f"loaded ({str(error).splitlines()[0]}); check the path or the network"
-    )
-
-
-def scratch_config(
-    recipe: DeltaEncoderRecipe, tokenizer: PreTrainedTokenizerFast
-) -> DeltaEncoderConfig:
-    """Return the configuration that the ``model`` keys describe."""
-    section = recipe.model
-    sizes: dict[str, Any] = {
-        "vocab_size": section.vocab_size or len(tokenizer),
-        "hidden_size": section.hidden_size,
-        "num_hidden_layers": section.num_hidden_layers,
-        "num_attention_heads": section.num_attention_heads,
-        "head_dim": section.head_dim,
-        "intermediate_size": section.intermediate_size,
-        "max_position_embeddings": section.max_position_embeddings,
-        "initializer_range": section.initializer_range,
-        "pad_token_id": tokenizer.pad_token_id,
-        "cls_token_id": tokenizer.cls_token_id,
-        "sep_token_id": tokenizer.sep_token_id,
-    }
-    config = DeltaEncoderConfig(**sizes)
-    config = DeltaEncoderConfig(**sizes, **delta_settings(recipe, config))
-    config.budgets = [str(budget) for budget in lattice_of(section, config)]
-    return config
-
-
-def delta_settings(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
-    """Return the configuration values of deltas, norms and routing; none where all are off.
-
-    Args:
-        recipe: a validated recipe.
-        config: configuration with the sizes of the whole model.
-    """
-    section = recipe.model
-    settings: dict[str, Any] = {
-        "conditioned_norms": section.conditioned_norms,
-        "exit_affine": section.exit_affine,
-        "drop_path": section.drop_path,
-    }
-    settings = {name: value for name, value in settings.items() if value}
-    if section.delta != "dense" or section.token_routing or recipe.loss.packing_weight:
-        base = [max(1, int(section.base_ratio * k + 1e-4)) for k in config.intermediate_sizes()]
-        settings["base_intermediate_size"] = base[0] if len(set(base)) == 1 else base
-        heads = section.base_heads or max(1, config.num_attention_heads // 2)
-        settings["base_attention_heads"] = heads
-    if section.delta != "dense":
-        settings["delta_kind"] = section.delta
-        settings["delta_atoms"], settings["delta_rank"] = section.delta_atoms, section.delta_rank
-    if section.token_routing:
-        settings["token_routing"], settings["routing_layer"] = True, section.routing_layer
-    return settings
-
-
-def lattice_of(section: ModelSection, config: DeltaEncoderConfig) -> list[DeltaBudget]:
-    """Return the budgets a recipe names; empty axes take about half, three quarters and all.
-
-    Raises:
-        BudgetError: for a budget that does not fit, naming the nearest one that does.
-    """
-    budgets = build_lattice(
-        list(section.width_budgets),
-        list(section.head_budgets) or default_steps(config.num_attention_heads),
-        list(section.depth_budgets) or default_steps(config.num_hidden_layers),
-        list(section.extra_budgets),
-    )
-    for budget in budgets:
-        budget.check(config)
-    return budgets
 
 
 def build_trainer(
@@ -213,7 +127,7 @@ def build_trainer(
     loss, phases = recipe.loss, phases_of(recipe)
     teacher = None
     if loss.kd_weight and loss.teacher is not None:
-        teacher = AutoModelForMaskedLM.from_pretrained(loss.teacher)
+        teacher = _load_teacher(loss.teacher)
     if recipe.training.gradient_checkpointing:
         # Transformers 4.57 and 5 name the training argument differently; the model's method, not.
         model.gradient_checkpointing_enable()
@@ -249,6 +163,14 @@ def build_trainer(
         rows.keep_states(trainer.rows_per_step())
         trainer.stateful["stream"] = StreamPosition(rows, trainer)
     return trainer
+
+
+def _load_teacher(name: str) -> PreTrainedModel:
+    try:
+        teacher: PreTrainedModel = AutoModelForMaskedLM.from_pretrained(name)
+    except OSError as error:
+        raise unreadable("loss.teacher", name, error) from error
+    return teacher
 
 
 def check_processes(recipe: DeltaEncoderRecipe, processes: int) -> None:

@@ -19,7 +19,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from transformers import set_seed
 
 from ...configuration.budget import select_budgets
 from ...configuration.delta_budget import DeltaBudget
+from ...configuration.delta_settings import delta_share
 from ...hub_cards.export_slices import export, export_elastic
 from ...modeling.families import register_families
 from ...trainers.budget_sampling import SandwichSampler
@@ -52,6 +53,7 @@ from .finetune_model import (
     sort_before,
     with_classifier,
 )
+from .finetune_settings import SORTINGS, FinetuneSettings, check_seeds
 from .finetune_tasks import FinetuneTask, open_task
 from .study_summary import interval
 
@@ -65,48 +67,7 @@ PIPELINES = {
     "DeltaEncoderForSequenceClassification": "text-classification",
     "DeltaEncoderForTokenClassification": "token-classification",
 }
-SORTINGS = ("auto", "before", "after", "never")
 EVALUATED_SPLITS = ("validation", "test")
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """Everything that decides the result of a seed.
-
-    Attributes:
-        model: Folder of the pre-trained model or of its run.
-        task: Sub-folder of ``data``.
-        data: Folder of the labelled sets.
-        train_budgets: Budgets the fine-tuned model is to have, one of which contains all others:
-            texts, names, or ``all`` those of the pre-trained model.
-        evaluate: Budgets to measure, likewise; ``all`` are the ``train_budgets``.
-        epochs: Passes over the training rows; ``max_steps`` overrides it.
-        max_steps: Optimizer steps, None for whole epochs.
-        batch_size: Rows a step.
-        lr: Peak learning rate.
-        max_length: Tokens of a row at most.
-        budgets_per_step: Budgets trained in each step; 1 trains the largest only.
-        kd_weight: Weight of distillation from the largest budget of a step.
-        kd_temperature: Its temperature.
-        sort_units: When heads and channels are sorted by importance: ``before`` fine-tuning,
-            ``after`` it (post-hoc slicing), ``never``; ``auto`` is never for a nested encoder,
-            whose units are in order, and before for any other.
-    """
-
-    model: str
-    task: str
-    data: str
-    train_budgets: tuple[str, ...] = ("all",)
-    evaluate: tuple[str, ...] = ("all",)
-    epochs: float = 5.0
-    max_steps: int | None = None
-    batch_size: int = 32
-    lr: float = 1e-4
-    max_length: int = 128
-    budgets_per_step: int = 4
-    kd_weight: float = 1.0
-    kd_temperature: float = 2.0
-    sort_units: str = "auto"
 
 
 def finetune(
@@ -131,6 +92,8 @@ def finetune(
         DataError: If the task cannot be read.
         ModelFolderError: If the folder holds no model to start from.
     """
+    settings.validate()
+    check_seeds(seeds)
     results = [finetune_seed(settings, seed, output / f"seed-{seed}") for seed in seeds]
     summary = summarise(results)
     summary["environment"] = environment_block(seeds)
@@ -154,8 +117,8 @@ def finetune_seed(settings: FinetuneSettings, seed: int, folder: Path) -> dict[s
         DataError: If the task cannot be read.
         ModelFolderError: If the folder holds no model to start from.
     """
-    if settings.sort_units not in SORTINGS:
-        raise UsageError(f"sort_units={settings.sort_units!r} must be {' or '.join(SORTINGS)}")
+    settings.validate()
+    check_seeds([seed])
     register_families()
     finished = _finished(folder, settings)
     return _run_seed(settings, seed, folder) if finished is None else finished
@@ -184,7 +147,7 @@ def _run_seed(settings: FinetuneSettings, seed: int, folder: Path) -> dict[str, 
         "trained_commit": commit_of(PACKAGE_FOLDER),
     }
     result = {
-        "settings": _plain(settings),
+        "settings": settings.as_json(),
         "seed": seed,
         "steps": trainer.state.global_step,
         "data": dict(task.facts),
@@ -192,7 +155,10 @@ def _run_seed(settings: FinetuneSettings, seed: int, folder: Path) -> dict[str, 
         "budgets": measure_budgets(model, task, evaluated, settings.batch_size, limit),
     }
     measured = folder / EVALUATION_FILE
-    write_json(measured, evaluation_of(result, type(model).__name__, limit))
+    evaluation = evaluation_of(result, type(model).__name__, limit)
+    if (share := delta_share(model.config)) < 1.0:
+        evaluation["delta_token_ratio"] = share
+    write_json(measured, evaluation)
     export_elastic(model, tokenizer, folder / MODEL_FOLDER, evaluation=measured, **origin)
     write_json(folder / METRICS_FILE, result)
     return result
@@ -274,12 +240,12 @@ def measure_budgets(
     max_length: int,
 ) -> list[dict[str, Any]]:
     """Return cost, and the measures on validation and test, of every budget."""
-    entries = []
+    entries, share = [], delta_share(model.config)
     for budget in budgets:
         entry: dict[str, Any] = {
             "budget": str(budget),
             "parameters": budget.parameters(model.config, "classification"),
-            "trunk_flops": budget.flops(model.config, max_length),
+            "trunk_flops": budget.flops(model.config, max_length, delta_ratio=share),
         }
         for split in EVALUATED_SPLITS:
             rows = task.rows[split]
@@ -319,7 +285,7 @@ def _finished(folder: Path, settings: FinetuneSettings) -> dict[str, Any] | None
     stored: dict[str, Any] = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     differing = [
         f"{key} was {stored['settings'].get(key)!r} and is now {value!r}"
-        for key, value in _plain(settings).items()
+        for key, value in settings.as_json().items()
         if stored["settings"].get(key) != value
     ]
     if differing:
@@ -329,19 +295,6 @@ def _finished(folder: Path, settings: FinetuneSettings) -> dict[str, Any] | None
         )
     logger.info("%s is finished", folder.name)
     return stored
-
-
-def _plain(settings: FinetuneSettings) -> dict[str, Any]:
-    """Return the settings as JSON values, without paths of this machine."""
-    values = asdict(settings)
-    return {
-        **values,
-        # Two parts, because many runs call their model folder "model".
-        "model": "/".join(Path(settings.model).resolve().parts[-2:]),
-        "data": Path(settings.data).name,
-        "train_budgets": list(settings.train_budgets),
-        "evaluate": list(settings.evaluate),
-    }
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -33,8 +33,9 @@ from ..cli_errors import UsageError, run_with_one_line
 from ..environment import environment_block
 from ..evaluation.evaluation_summary import named_budgets
 from ..evaluation_file import write_json
-from .finetune import FinetuneSettings, finetune_seed
+from .finetune import finetune_seed
 from .finetune_model import model_folder
+from .finetune_settings import FinetuneSettings, check_seeds
 from .study_summary import interval
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ def run_finetune_study(study: FinetuneStudy, output: Path) -> Path:
     unknown = sorted(set(study.starts) - set(STARTS))
     if unknown:
         raise UsageError(f"start {unknown[0]!r} must be {', '.join(STARTS)}")
+    check_seeds(study.seeds)
     named, budgets = study.lattice()
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for task in study.tasks:

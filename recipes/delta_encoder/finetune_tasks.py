@@ -11,7 +11,7 @@ from ...modeling.delta_encoder_heads import (
 from ...trainers.losses.masked_lm import IGNORED_LABEL
 from ...trainers.metrics.class_f1 import class_scores
 from ...trainers.metrics.span_f1 import Span, SpanCounts, spans_of_tags
-from ..cli_errors import UsageError
+from ..cli_errors import DataError, UsageError
 from ..data.attribute_tags import TaggedTokens, load_attribute_tags, tag_list, tag_tokens
 from ..data.matching_pairs import LABELS, load_matching_pairs
 
@@ -92,6 +92,12 @@ class TaggingTask:
     def __init__(self, folder: Path, tokenizer: Any, max_length: int) -> None:
         """Read the texts and lay their spans on the tokens."""
         tagged = load_attribute_tags(folder)
+        for split, texts in tagged.splits.items():
+            if not any(text.spans for text in texts):
+                raise DataError(
+                    f"{folder}: no text of the {split} split has an attribute whose value stands "
+                    'in it; fill the column attributes with JSON such as {"Brand": {"Diesel": 1}}'
+                )
         self.labels = tag_list(tagged.names)
         self.tokens: dict[str, list[TaggedTokens]] = {
             split: [tag_tokens(tokenizer, text, self.labels, max_length) for text in texts]

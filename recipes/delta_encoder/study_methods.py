@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...configuration.configuration_delta_encoder import default_steps
 from ...configuration.delta_budget import DeltaBudget
+from ...configuration.delta_lattice import default_steps
 from ..cli_errors import UsageError
 from ..recipe_schema import DeltaEncoderRecipe, LossSection
 

@@ -14,7 +14,7 @@ from ..data.corpus import build_data
 from ..evaluation.evaluation_summary import named_budgets
 from ..recipe_loader import load_recipe, of_family
 from ..recipe_schema import DeltaEncoderRecipe
-from .build import scratch_config
+from .model_config import scratch_config
 from .study_ablations import ABLATION_CHANGES
 from .study_cells import (
     ABLATIONS,

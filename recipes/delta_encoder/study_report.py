@@ -9,7 +9,7 @@ from ..environment import environment_block
 from ..evaluation.evaluation_summary import named_budgets
 from ..evaluation_file import write_json
 from .budget_plan import trained_budgets
-from .build import scratch_config
+from .model_config import scratch_config
 from .study_ablations import ABLATION_CHANGES
 from .study_cells import ABLATIONS, RATES, TOKENS, Cells, read_cells, reference_table
 from .study_costs import TrainingCost, total_cost

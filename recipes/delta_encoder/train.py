@@ -22,6 +22,7 @@ from ..training_run import (
 )
 from .build import build_model, build_trainer
 from .evaluate import evaluate_folder
+from .model_config import check_checkpoints
 
 
 def prepare(recipe: DeltaEncoderRecipe) -> Path:
@@ -62,6 +63,7 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
     if checkpoint is not None and (output_dir / SAVED_NAME).is_file():
         saved = of_family(load_saved_recipe(output_dir), DeltaEncoderRecipe)
         require_same_recipe(recipe, saved)
+    check_checkpoints(recipe)
     if not recipe.data.streaming:
         prepare_on_one_process(recipe)
     if is_first_process():

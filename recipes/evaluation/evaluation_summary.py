@@ -45,7 +45,12 @@ def quality_of(scores: Scores, index: int, means: Means) -> dict[str, Any]:
 
 
 def cost_of(
-    budget: Any, config: Any, dtype: str, sequence_length: int, predicted_tokens: int
+    budget: Any,
+    config: Any,
+    dtype: str,
+    sequence_length: int,
+    predicted_tokens: int,
+    **work: Any,
 ) -> dict[str, int]:
     """Return parameters, FLOPs and bytes of a language model at one budget.
 
@@ -58,11 +63,13 @@ def cost_of(
         dtype: stored dtype of the weights.
         sequence_length: tokens of the sequence.
         predicted_tokens: tokens of it that the head predicts.
+        **work: more that ``budget.flops`` of the family takes.
     """
+    whole = {**work, "predicted_tokens": predicted_tokens}
     return {
         "parameters": budget.parameters(config),
-        "trunk_flops": budget.flops(config, sequence_length, predicted_tokens=0),
-        "flops": budget.flops(config, sequence_length, predicted_tokens=predicted_tokens),
+        "trunk_flops": budget.flops(config, sequence_length, **work),
+        "flops": budget.flops(config, sequence_length, **whole),
         "bytes": budget.weight_bytes(config, dtype),
     }
 

@@ -39,6 +39,19 @@ def ladder_rows(evaluation: Mapping[str, Any]) -> list[Row]:
     return [{name: value for name, value in row.items() if name not in empty} for row in rows]
 
 
+def notes(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return the lines below the table: on how many tokens the delta ran, and what it weighs."""
+    lines = []
+    if (ratio := evaluation.get("delta_token_ratio")) is not None:
+        lines.append(f"Delta on {100 * ratio:g} % of the tokens of each row.")
+    if delta := evaluation.get("delta"):
+        names = {"pack": "upgrade pack", "atom": "atoms", "dense": "dense"}
+        bytes_of = {names[name]: delta[f"{name}_bytes"] for name in names}
+        each = ", ".join(f"{name} {count:,} bytes" for name, count in bytes_of.items())
+        lines.append(f"Delta outside the base slice ({delta['kind']}): {each}.")
+    return lines
+
+
 def _row(entry: Mapping[str, Any]) -> Row:
     latency = entry["latency_ms"]
     alias = entry["safe_alias"]
@@ -58,12 +71,13 @@ def _row(entry: Mapping[str, Any]) -> Row:
 
 
 def markdown_table(evaluation: Mapping[str, Any]) -> str:
-    """Return a GitHub table; numbers are rounded, the JSON holds them in full."""
+    """Return a GitHub table and its `notes`; numbers are rounded, the JSON holds them in full."""
     rows = ladder_rows(evaluation)
     names = list(rows[0])
     align = ["---:" if _is_number(rows[0][name]) else "---" for name in names]
     lines = [names, align, *([format_value(row[name]) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return table + "".join(f"\n{note}\n" for note in notes(evaluation))
 
 
 def csv_table(evaluation: Mapping[str, Any]) -> str:

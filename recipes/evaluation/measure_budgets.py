@@ -39,6 +39,7 @@ def measure_budgets(
     seed: int = 0,
     calibration_loader: Iterable[Batch] | None = None,
     autc_anchors: tuple[float, float] | None = None,
+    work: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Evaluate every budget on the same tokens.
@@ -59,6 +60,7 @@ def measure_budgets(
             None chooses the aliases on ``loader`` and fits no temperature.
         autc_anchors: (F0, F1) of the study; None takes the FLOPs of the smallest and the largest
             budget of the configuration, whichever budgets are evaluated.
+        work: more that ``budget.flops`` of the family takes, where ``predict`` does less work.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -88,7 +90,7 @@ def measure_budgets(
     entries = [
         {
             **quality_of(scores, index, means),
-            **cost_of(budget, config, dtype, sequence_length, predicted),
+            **cost_of(budget, config, dtype, sequence_length, predicted, **(work or {})),
             "latency_ms": times.get(budget),
             "safe_alias": str(chosen[aliases[index]]),
         }

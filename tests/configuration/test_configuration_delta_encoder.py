@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nestling.configuration import BudgetError, DeltaBudget, DeltaEncoderConfig
-from nestling.configuration.configuration_delta_encoder import build_lattice, default_lattice
+from nestling.configuration import DeltaBudget, DeltaEncoderConfig
 from nestling.modeling.families import FAMILIES
 
 TINY = FAMILIES["delta_encoder"].tiny
@@ -42,19 +41,6 @@ def test_default_budgets_are_a_lattice() -> None:
     assert {b.heads for b in budgets} == {b.depth for b in budgets} == {2, 3, 4}
     assert budgets[0] == DeltaBudget(0.5, 2, 2)
     assert budgets[-1] == DeltaBudget.full(_config())
-    assert {b.depth for b in default_lattice(heads=1, layers=12)} == {6, 9, 12}
-    assert len(default_lattice(heads=1, layers=1)) == 3
-
-
-def test_lattices_are_built_from_axes() -> None:
-    lattice = build_lattice([1.0, 0.5], [2], [1, 3], extra=["0.5:2:1", "0.25:1:1"])
-    assert list(map(str, lattice)) == ["0.5:2:1", "0.5:2:3", "1.0:2:1", "1.0:2:3", "0.25:1:1"]
-    for axes, name in (([], "width"), ([1], "head"), ([2], "depth")):
-        arguments = [[1.0], [1], [1]]
-        arguments[("width", "head", "depth").index(name)] = []
-        with pytest.raises(BudgetError, match=f"{name}_budgets is empty; list at least one value"):
-            build_lattice(*arguments)
-        assert axes is not None
 
 
 def test_budgets_follow_a_shallower_load() -> None:

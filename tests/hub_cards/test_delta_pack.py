@@ -10,6 +10,7 @@ from nestling.configuration import DeltaEncoderConfig
 from nestling.hub_cards import delta_pack as module
 from nestling.hub_cards.delta_pack import (
     DeltaPackError,
+    describe_delta,
     export_delta_pack,
     load_delta_pack,
     pack_size,
@@ -191,6 +192,32 @@ def test_damaged_files_are_refused(kind: str, tmp_path: Path) -> None:
     load_delta_pack(model, file)
 
 
+@by_kind
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(kind: str, value: float, tmp_path: Path) -> None:
+    model, file = lively_model(delta_kind=kind), tmp_path / "p.safetensors"
+    export_delta_pack(model, file)
+    name, tensor = sorted(load_file(file).items())[1]
+    tensor.view(-1)[3] = value
+    rewrite(file, tensors={**load_file(file), name: tensor})
+    _assert_refused(model, file, f"{name} of .*p.safetensors has a value that is not finite")
+    with torch.no_grad():
+        delta = module.delta_tensors(model.base_model)[name]
+        delta[(0,) * delta.dim()] = value
+    with pytest.raises(DeltaPackError, match=f"{name} of the model has a value that is not fin"):
+        export_delta_pack(model, tmp_path / "other.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def test_atoms_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model, file = lively_model(delta_kind="dictionary"), tmp_path / "p.safetensors"
+    export_delta_pack(model, file, with_atoms=True)
+    tensors = load_file(file)
+    tensors["up.atoms_in"].view(-1)[0] = float("nan")
+    rewrite(file, tensors=tensors)
+    _assert_refused(model, file, "up.atoms_in of .* has a value that is not finite")
+
+
 def test_a_pack_with_some_atoms_only_is_refused(tmp_path: Path) -> None:
     model, file = lively_model(delta_kind="dictionary"), tmp_path / "p.safetensors"
     export_delta_pack(with_another_delta(model, atoms=True), file, with_atoms=True)
@@ -248,6 +275,21 @@ def test_bytes_are_those_in_the_file(kind: str, tmp_path: Path) -> None:
     assert (size.atoms > 0) == (kind == "dictionary")
     if kind == "dense":
         assert size.pack == size.dense
+
+
+@by_kind
+def test_bytes_are_described_for_a_dtype(kind: str) -> None:
+    model = lively_model(delta_kind=kind)
+    size = pack_size(model)
+    full = {"pack_bytes": size.pack, "atom_bytes": size.atoms, "dense_bytes": size.dense}
+    assert describe_delta(model) == {"kind": kind, **full}
+    assert describe_delta(model, torch.bfloat16) == {
+        "kind": kind,
+        **{name: count // 2 for name, count in full.items()},
+    }
+    assert describe_delta(lively_model(base_attention_heads=None, base_intermediate_size=None)) is (
+        None
+    )
 
 
 def test_bytes_of_a_base_sized_model() -> None:

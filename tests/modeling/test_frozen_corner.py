@@ -1,5 +1,6 @@
 """An upgrade trains what lies outside a smaller budget, which stays bit for bit what it was."""
 
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -207,3 +208,12 @@ def test_new_tokens_are_frozen_as_the_old_ones() -> None:
     frozen_parameters(model, smaller)
     model.resize_token_embeddings(model.config.vocab_size + 8)
     assert not frozen_parameters(model, smaller)["model.embeddings.token.weight"].requires_grad
+
+
+def test_an_upgrade_leaves_autocast_as_it_was() -> None:
+    """Accelerate puts one autocast context around the forward of a model; upgrades run within."""
+    model = lively_model()
+    context = torch.autocast("cpu", dtype=torch.bfloat16)
+    model.forward = MethodType(context(type(model).forward), model)
+    upgrade_loss(model, BUDGETS[-1], BUDGETS[0])
+    assert not torch.is_autocast_enabled("cpu")

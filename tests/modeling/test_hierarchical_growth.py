@@ -276,10 +276,22 @@ def test_a_built_delta_grows_around_the_base_slice(kind: str) -> None:
     assert_same(logits(grown, budget=small_budget(small.config, config)), logits(small))
 
 
-def test_a_base_slice_too_small_for_the_small_model_is_refused() -> None:
-    config = small_config(**BUILT, **GROWTHS["all"], base_attention_heads=3)
-    with pytest.raises(ValueError, match="base slice of the larger model must hold the small one"):
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"base_attention_heads": 3}, "base_attention_heads 3 must be at least 4: the base slice"),
+        ({"base_intermediate_size": 40}, "base_intermediate_size 40 must be at least 48"),
+    ],
+)
+def test_a_base_slice_too_small_for_the_small_model_is_refused(
+    sizes: dict[str, int], message: str
+) -> None:
+    base: dict[str, Any] = {"base_attention_heads": 4, "base_intermediate_size": 48, **sizes}
+    config = small_config(**{**BUILT, **LARGER, "intermediate_size": 72, **base})
+    with pytest.raises(ValueError, match=message):
         grow(random_model(small_config()), config)
+    # A dense delta stores what does not fit.
+    grow(random_model(small_config()), small_config(**{**LARGER, "intermediate_size": 72, **base}))
 
 
 def test_a_small_model_grows_after_its_own_parts_are_folded() -> None:

@@ -20,6 +20,7 @@ from reference_delta_encoder import (
 from torch import Tensor
 
 ROUTED: dict[str, Any] = {"token_routing": True}
+BASE = "0.5:2:4"
 UNEVEN = {"intermediate_size": [48, 40, 30, 48], "base_intermediate_size": [24, 40, 10, 1]}
 
 
@@ -178,6 +179,30 @@ def test_no_token_is_the_base_slice_and_every_token_is_the_whole_budget(kind: st
             assert (none - whole)[real].abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("has_exit_affine", [False, True])
+def test_gains_of_norms_stay_those_of_the_budget_that_runs(
+    has_exit_affine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a delta a token computes the base slice, but not with the gains of the base."""
+    settings = {"conditioned_norms": True, "exit_affine": has_exit_affine, "routing_layer": 0}
+    model = lively_model(**ROUTED, **settings)
+    ids, documents = packed_rows()
+    every = torch.ones_like(ids, dtype=torch.bool)
+    real, full = documents > 0, _full(model)
+    conditioner = model.model.conditioner
+    gains = {text: conditioner(DeltaBudget.parse(text), ids.device) for text in ("1.0:4:4", BASE)}
+    with torch.no_grad():
+        none = model(ids, documents, delta_tokens=~every).logits
+        whole = model(ids, documents).logits
+        every_one = model(ids, documents, delta_tokens=every).logits
+        torch.testing.assert_close(every_one[real], whole[real], atol=1e-5, rtol=1e-5)
+        base = model(ids, documents, budget=BASE).logits
+        monkeypatch.setattr(conditioner, "forward", lambda *_: gains[str(full)])
+        assert torch.equal(none, model(ids, documents, budget=BASE).logits)
+    assert (none - base)[real].abs().max() > 1e-2
+    assert (gains["1.0:4:4"] - gains[BASE]).abs().max() > 1e-2
+
+
 def test_the_choice_of_a_budget_without_a_delta_is_ignored() -> None:
     """Nothing is left to choose, and the preview network does not run."""
     model = lively_model(**ROUTED, delta_token_ratio=0.5)
@@ -310,6 +335,35 @@ def test_routing_that_cannot_be_is_refused() -> None:
         plain(ids, documents, delta_tokens=some_tokens())
     with pytest.raises(ValueError, match="has no delta to route"):
         plain(ids, documents, labels=labels, budgets=(_full(plain),), routed=(_full(plain), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("delta_token_ratio", -0.5, r"delta_token_ratio -0.5 must be in \[0, 1\], or None"),
+        ("delta_token_ratio", 1.5, r"delta_token_ratio 1.5 must be in \[0, 1\], or None"),
+        ("delta_token_ratio", float("nan"), r"delta_token_ratio nan must be in \[0, 1\]"),
+        ("delta_token_ratio", "0.5", r"delta_token_ratio '0.5' must be in \[0, 1\]"),
+        ("delta_token_threshold", float("nan"), "delta_token_threshold nan must be a number"),
+        ("delta_token_threshold", "0.5", "delta_token_threshold '0.5' must be a number"),
+        ("routing_layer", 4, r"routing_layer 4 must be in 0..3"),
+    ],
+)
+def test_settings_changed_later_are_checked_in_the_next_pass(
+    name: str, value: object, message: str
+) -> None:
+    model = lively_model(**ROUTED)
+    ids, documents = packed_rows()
+    setattr(model.config, name, value)
+    for budget in (None, "0.5:2:4"):
+        with pytest.raises(ValueError, match=message):
+            model(ids, documents, budget=budget)
+    setattr(model.config, name, 1 if name == "routing_layer" else None)
+    model(ids, documents)
+    plain = lively_model()
+    plain.config.delta_token_ratio = 0.5
+    with pytest.raises(ValueError, match="need token_routing=True"):
+        plain(ids, documents)
 
 
 @pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention"])

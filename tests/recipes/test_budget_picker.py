@@ -89,12 +89,20 @@ def test_what_is_measured_is_what_the_file_counts(
     work = []
 
     def measure(model, budgets, sequence_length, predicted_tokens):
-        work.append((sequence_length, predicted_tokens))
+        work.append((sequence_length, predicted_tokens, model.config.delta_token_ratio))
         return {budget: {"median": 1.0} for budget in budgets}
 
     monkeypatch.setattr("nestling.recipes.delta_encoder.budget_latency.measure_latency", measure)
     pick(content, max_ms=1e6, measure=tmp_path)
-    assert work == [(128, 38)]
+    assert work == [(128, 38, None)]
+    # The file says on which share of the tokens the delta ran.
+    config = type(tiny_delta_encoder.config)(
+        **{**tiny_delta_encoder.config.to_dict(), "token_routing": True}
+    )
+    type(tiny_delta_encoder)(config).save_pretrained(tmp_path)
+    context["delta_token_ratio"] = content["delta_token_ratio"] = 0.35
+    pick(content, max_ms=1e6, measure=tmp_path)
+    assert work[1:] == [(128, 38, 0.35)]
 
 
 def test_exported_ladder(example_evaluation):

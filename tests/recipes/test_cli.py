@@ -179,20 +179,68 @@ def test_evaluate_reads_the_family_and_takes_many_budgets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "delta_encoder"}')
-    calls: list[tuple[object, ...]] = []
+    calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
+    output = tmp_path / "out.json"
+    measured = {
+        "schema_version": 1,
+        "kind": "evaluation",
+        "data": {},
+        "summary": {},
+        "budgets": [{"budget": "0.5:2:2", "cross_entropy": 3.25}],
+        "delta_token_ratio": 0.35,
+        "delta": {
+            "kind": "dictionary", "pack_bytes": 3840, "atom_bytes": 40894464,
+            "dense_bytes": 226492416,
+        },
+    }  # fmt: skip
 
-    def evaluate_folder(*arguments: object) -> list[dict[str, object]]:
-        calls.append(arguments)
+    def evaluate_folder(*arguments: object, **options: object) -> list[dict[str, object]]:
+        calls.append((arguments, options))
+        output.write_text(json.dumps(measured))
         return [{"budget": "0.5:2:2", "cross_entropy": 3.25}]
 
     seam = ModuleType("evaluate")
     seam.__dict__["evaluate_folder"] = evaluate_folder
     monkeypatch.setattr("nestling.recipes.saved_model.family_module", lambda family, part: seam)
-    output = tmp_path / "out.json"
     arguments = ["evaluate", str(tmp_path), "--budgets", "0.5:2:2", "largest", "data.path=x"]
-    assert cli._run([*arguments, "--output", str(output)]) == 0
-    assert calls == [(tmp_path, output, ["data.path=x"], ["0.5:2:2", "largest"])]
-    assert "3.25" in capsys.readouterr().out
+    arguments += ["--output", str(output)]
+    assert cli._run(arguments) == 0
+    assert cli._run([*arguments, "--delta-token-ratio", "0.35"]) == 0
+    given = (tmp_path, output, ["data.path=x"], ["0.5:2:2", "largest"])
+    assert calls == [(given, {}), (given, {"delta_token_ratio": 0.35})]
+    shown = capsys.readouterr().out
+    assert "3.25" in shown and "Delta on 35 % of the tokens of each row." in shown
+    assert (
+        "Delta outside the base slice (dictionary): upgrade pack 3,840 bytes, atoms 40,894,464 "
+        "bytes, dense 226,492,416 bytes."
+    ) in shown
+
+
+@pytest.mark.parametrize(
+    ("family", "ratio", "words"),
+    [
+        ("ddl", "0.5", ["--delta-token-ratio 0.5", "delta_encoder, not ddl", "leave it out"]),
+        ("delta_encoder", "1.5", ["--delta-token-ratio 1.5 must be in [0, 1]; 1 runs"]),
+        ("delta_encoder", "-0.5", ["--delta-token-ratio -0.5 must be in [0, 1]; 1 runs"]),
+        ("delta_encoder", "nan", ["--delta-token-ratio nan must be in [0, 1]; 1 runs"]),
+    ],
+)
+@pytest.mark.parametrize("verb", ["evaluate", "export"])
+def test_a_share_of_tokens_that_cannot_be(
+    verb: str,
+    family: str,
+    ratio: str,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    arguments = [verb, str(tmp_path), "--output", str(tmp_path / "out"), "--budgets", "largest"]
+    assert cli._run([*arguments, "--delta-token-ratio", ratio]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    for word in words:
+        assert word in line
 
 
 @pytest.mark.parametrize(
@@ -207,8 +255,14 @@ def test_evaluate_reads_the_family_and_takes_many_budgets(
     ],
 )
 def test_export_passes_budgets(
-    monkeypatch: pytest.MonkeyPatch, flags: list[str], budgets: list[str], single: int
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    flags: list[str],
+    budgets: list[str],
+    single: int,
 ) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "delta_encoder"}')
     calls: list[tuple[tuple[object, ...], dict[str, object]]] = []
 
     def export(*arguments: object, **options: object) -> list[Path]:
@@ -216,10 +270,23 @@ def test_export_passes_budgets(
         return [Path("out/w050")]
 
     stub(monkeypatch, "nestling.hub_cards.export_slices", export=export)
-    assert cli._run(["export", "model", *flags, "--output", "out", "--format", "remote"]) == 0
-    [(positional, options)] = calls
-    assert positional == (Path("model"), budgets, Path("out"))
-    assert options == {"format": "remote", "evaluation": None, "single": bool(single)}
+    arguments = ["export", str(tmp_path), *flags, "--output", "out", "--format", "remote"]
+    assert cli._run(arguments) == 0
+    assert cli._run([*arguments, "--delta-token-ratio", "0.35"]) == 0
+    expected = {"format": "remote", "evaluation": None, "single": bool(single)}
+    expected["delta_token_ratio"] = None
+    given = (tmp_path, budgets, Path("out"))
+    assert calls == [(given, expected), (given, {**expected, "delta_token_ratio": 0.35})]
+    packs: list[tuple[Path, Path]] = []
+
+    def export_folder_pack(*paths: Path) -> SimpleNamespace:
+        packs.append(paths)
+        return SimpleNamespace(pack=3840)
+
+    stub(monkeypatch, "nestling.hub_cards.delta_pack", export_folder_pack=export_folder_pack)
+    assert cli._run([*arguments, "--delta-pack", "p.safetensors"]) == 0
+    assert packs == [(tmp_path, Path("p.safetensors"))]
+    assert "p.safetensors (delta of 3,840 bytes)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,6 @@ TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
             [PLUS, "init.base=a/b", "init.target=c/d", "init.delta_from_target=true"],
             ["model.delta is dictionary", "model.delta=dense"],
         ),
-        ([PLUS, "model.init_from=a/b"], ["model.delta is dictionary", "dense weights"]),
     ],
 )
 def test_one_line_with_value_and_fix(arguments: list[str], words: list[str]) -> None:
@@ -66,6 +65,11 @@ def test_one_line_with_value_and_fix(arguments: list[str], words: list[str]) -> 
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_the_delta_of_an_unopened_checkpoint_is_not_judged() -> None:
+    recipe = load_recipe([PLUS, "model.init_from=a/b"])
+    assert (recipe.model.init_from, recipe.model.delta) == ("a/b", "dictionary")
 
 
 def test_impossible_calibration_budgets_fail_early() -> None:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from nestling.configuration.budget import BudgetError
 from nestling.configuration.delta_budget import DeltaBudget
+from nestling.hub_cards.delta_pack import pack_size
 from nestling.recipes.cli_errors import DataError, ModelFolderError
 from nestling.recipes.console import show_rows
 from nestling.recipes.delta_encoder import budget_latency
@@ -246,6 +247,83 @@ def test_what_is_timed_is_what_the_flops_count(model, monkeypatch):
     report = evaluate(model, budgets=["0.5:2:2", "1.0:4:4", "0.5:3:3:16"], latency=True)
     assert report["predicted_tokens_per_sequence"] > 0
     assert counted == {entry["budget"]: entry["flops"] for entry in report["budgets"]}
+
+
+@pytest.fixture
+def routing_model(model):
+    """The same shape with a preview network; every part shows in the output."""
+    settings = {**model.config.to_dict(), "token_routing": True, "preview_size": 2}
+    config = type(model.config)(**settings)
+    torch.manual_seed(0)
+    routing = type(model)(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in routing.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.15)
+    return routing
+
+
+def test_a_share_of_the_tokens_is_predicted_counted_and_timed(routing_model, monkeypatch):
+    """As a loop over the slices, which route by themselves; the largest is cheaper and worse."""
+    model, texts = routing_model, ["0.5:2:2", "0.75:3:3", "1.0:4:4"]
+    everywhere = evaluate(model, budgets=texts)
+    assert "delta_token_ratio" not in everywhere
+    model.config.delta_token_ratio = 0.35
+    counted = {}
+
+    def count(actions, rounds, warmup):
+        for name, action in actions.items():
+            with FlopCounterMode(display=False) as counter:
+                action()
+            counted[name] = counter.get_total_flops()
+        return time_interleaved(actions, rounds, warmup=warmup)
+
+    model.set_attn_implementation("eager")
+    time_interleaved = budget_latency.time_interleaved
+    monkeypatch.setattr(budget_latency, "time_interleaved", count)
+    report = evaluate(model, budgets=texts, latency=True)
+    assert report["delta_token_ratio"] == 0.35
+    predicted = report["predicted_tokens_per_sequence"]
+    for entry, before in zip(report["budgets"], everywhere["budgets"], strict=True):
+        sliced, budget = model.slice(entry["budget"]), DeltaBudget.parse(entry["budget"])
+        losses = []
+        for batch in loader(batch_size=1):
+            with torch.no_grad():
+                logits = sliced(batch["input_ids"], batch["attention_mask"]).logits
+            labelled = batch["labels"] != -100
+            losses += F.cross_entropy(
+                logits[labelled], batch["labels"][labelled], reduction="none"
+            ).tolist()
+        assert entry["cross_entropy"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+        given = {"predicted_tokens": predicted, "delta_ratio": 0.35}
+        assert entry["flops"] == budget.flops(model.config, 16, **given)
+        assert entry["flops"] == counted[entry["budget"]]
+        assert entry["trunk_flops"] == budget.flops(model.config, 16, delta_ratio=0.35)
+        is_routed = budget.has_routed_delta(model.config)
+        assert is_routed == (entry["budget"] != "0.5:2:2")
+        assert (entry["flops"] < before["flops"]) == is_routed
+        assert (abs(entry["cross_entropy"] - before["cross_entropy"]) > 1e-3) == is_routed
+    assert report["summary"]["autc_anchors"] == everywhere["summary"]["autc_anchors"]
+
+
+def test_a_threshold_has_no_flops_to_state(routing_model):
+    routing_model.config.delta_token_threshold = 0.25
+    with pytest.raises(ModelFolderError, match=r"threshold 0.25 .* --delta-token-ratio R with R"):
+        evaluate(routing_model)
+
+
+def test_the_bytes_of_the_delta_are_reported(model, routing_model):
+    assert "delta" not in evaluate(model, budgets=["largest"])
+    report = evaluate(routing_model, budgets=["largest"])
+    size = pack_size(routing_model)
+    assert report["delta"] == {
+        "kind": "dense", "pack_bytes": size.pack, "atom_bytes": 0, "dense_bytes": size.dense,
+    }  # fmt: skip
+    line = (
+        f"Delta outside the base slice (dense): upgrade pack {size.pack:,} bytes, atoms 0 bytes, "
+        f"dense {size.dense:,} bytes."
+    )
+    assert markdown_table(report).splitlines()[-2:] == ["", line]
 
 
 def test_errors(model):

@@ -115,6 +115,29 @@ def test_a_fraction_out_of_range_is_refused(fraction):
         load_recipe(["recipe=delta_encoder/tiny", f"evaluation.calibration_fraction={fraction}"])
 
 
+def test_the_share_of_tokens_is_an_argument(run_folder, tmp_path):
+    """It reaches the model, in place of what the saved configuration says."""
+    routed = tmp_path / "routed"
+    shutil.copytree(run_folder, routed)
+    config = json.loads((routed / "model" / "config.json").read_text())
+    config = {**config, "token_routing": True, "delta_token_threshold": 9.0}
+    (routed / "model" / "config.json").write_text(json.dumps(config))
+    losses = {}
+    for ratio in (0.1, 1.0):
+        file = tmp_path / f"{ratio}.json"
+        evaluate_folder(routed, file, budgets=["largest"], delta_token_ratio=ratio)
+        report = json.loads(file.read_text())
+        assert report.get("delta_token_ratio") == (ratio if ratio < 1 else None)
+        losses[ratio] = report["budgets"][0]["cross_entropy"]
+    assert losses[0.1] != losses[1.0]
+    with pytest.raises(ModelFolderError, match="delta_token_threshold 9.0 makes the cost depend"):
+        evaluate_folder(routed, tmp_path / "x.json")
+    with pytest.raises(ValueError, match="0.5 needs a model with a preview network; train one"):
+        evaluate_folder(run_folder, tmp_path / "x.json", delta_token_ratio=0.5)
+    with pytest.raises(UsageError, match="training.lr=5 would change nothing"):
+        evaluate_folder(run_folder, tmp_path / "x.json", ["lr=5"])
+
+
 def test_other_text_is_numbered_by_the_tokenizer_of_the_model(run_folder, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join(f"Quite other words, number {i}." for i in range(300)))

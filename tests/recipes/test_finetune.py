@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -15,9 +16,9 @@ from nestling.modeling.delta_encoder_heads import (
     DeltaEncoderForTokenClassification,
 )
 from nestling.modeling.families import FAMILIES, resolve
-from nestling.recipes.cli_errors import ModelFolderError, UsageError
+from nestling.recipes.cli_errors import DataError, ModelFolderError, UsageError
 from nestling.recipes.delta_encoder import finetune as recipe
-from nestling.recipes.delta_encoder.finetune import FinetuneSettings, finetune
+from nestling.recipes.delta_encoder.finetune import finetune
 from nestling.recipes.delta_encoder.finetune_model import (
     load_source,
     predict,
@@ -25,6 +26,7 @@ from nestling.recipes.delta_encoder.finetune_model import (
     sort_before,
     with_classifier,
 )
+from nestling.recipes.delta_encoder.finetune_settings import FinetuneSettings, check_seeds
 from nestling.recipes.delta_encoder.finetune_tasks import MatchingTask, TaggingTask
 from tiny_labelled_sets import write_sets
 
@@ -242,6 +244,82 @@ def test_requests_that_cannot_be_met(nested: Path, data: Path, tmp_path: Path) -
     for changes, error, text in cases:
         with pytest.raises(error, match=text):
             finetune(replace(settings_of(nested, data), **changes), [0], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0.0, "max_steps": None}, "epochs 0.0 must be a number above 0; give for exam"),
+        ({"epochs": -1.0, "max_steps": -3}, "epochs -1.0 must be a number above 0"),
+        ({"epochs": float("inf")}, "epochs inf must be a number above 0"),
+        ({"max_steps": -3}, "max_steps -3 must be a whole number >= 1; give for example 500"),
+        ({"max_steps": 0}, "max_steps 0 must be a whole number >= 1"),
+        ({"batch_size": 0}, "batch_size 0 must be a whole number >= 1; give for example 32"),
+        ({"lr": float("nan")}, "lr nan must be a number above 0; give for example 1e-4"),
+        ({"lr": 0.0}, "lr 0.0 must be a number above 0"),
+        ({"max_length": 1}, "max_length 1 must be a whole number >= 8; give for example 128"),
+        ({"budgets_per_step": 0}, "budgets_per_step 0 must be a whole number >= 1"),
+        ({"kd_weight": -1.0}, "kd_weight -1.0 must be a number >= 0; give for example 1"),
+        ({"kd_weight": float("nan")}, "kd_weight nan must be a number >= 0"),
+        ({"kd_temperature": 0.0}, "kd_temperature 0.0 must be a number above 0"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_run_nothing(
+    nested: Path, data: Path, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        finetune(replace(settings_of(nested, data), **changes), [0], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([0, 1, 0], "seed 0 is given twice; each run needs another: --seeds 0 1 2"),
+        ([-1], r"seed -1 must be in 0\.\.4294967295; give others: --seeds 0 1 2"),
+        ([2**32], r"seed 4294967296 must be in 0\.\.4294967295"),
+        ([], "no seed is given; give at least one"),
+    ],
+)
+def test_seeds_that_are_no_runs(
+    nested: Path, data: Path, seeds: list[int], message: str, tmp_path: Path
+) -> None:
+    check_seeds([0, 1, 2**32 - 1])
+    with pytest.raises(UsageError, match=message):
+        finetune(settings_of(nested, data), seeds, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("emptied", ["train", "test"])
+def test_a_split_without_any_attribute_names_the_folder(
+    nested: Path, emptied: str, tmp_path: Path
+) -> None:
+    folder = write_sets(tmp_path) / "attributes_easy"
+    frame = pandas.read_parquet(folder / f"{emptied}.parquet")
+    frame.assign(attributes="{}").to_parquet(folder / f"{emptied}.parquet")
+    text = f"attributes_easy: no text of the {emptied} split has an attribute .* fill the column"
+    with pytest.raises(DataError, match=text):
+        finetune(settings_of(nested, tmp_path, task="attributes_easy"), [0], tmp_path / "out")
+
+
+def test_a_share_of_the_tokens_is_counted_and_named(
+    data: Path, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """A model that was saved with a share is fine-tuned, measured and described with it."""
+    family = FAMILIES["delta_encoder"]
+    torch.manual_seed(0)
+    settings = {"token_routing": True, "delta_token_ratio": 0.5, "preview_size": 2}
+    config = resolve(family.config)(**family.tiny, budgets=BUDGETS, **settings)
+    model = resolve(family.auto_classes["AutoModelForMaskedLM"])(config)
+    export_elastic(model, tiny_tokenizer, tmp_path / "model")
+    finetune(settings_of(tmp_path, data, max_steps=1), [0], tmp_path / "out", slices=["largest"])
+    measured = json.loads((tmp_path / "out" / "seed-0" / "evaluation.json").read_text())
+    assert measured["delta_token_ratio"] == 0.5
+    full = DeltaBudget.full(config)
+    assert measured["budgets"][-1]["flops"] == full.flops(config, 32, delta_ratio=0.5)
+    [card] = (tmp_path / "out" / "slices").glob("*/README.md")
+    assert "Delta on 50 % of the tokens." in card.read_text()
 
 
 def test_a_fine_tuned_model_is_no_starting_point(finished: Path) -> None:

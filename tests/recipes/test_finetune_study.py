@@ -112,6 +112,10 @@ def test_finished_runs_are_kept_and_other_settings_refused(
         run_finetune_study(replace(study, max_steps=3), finished)
     with pytest.raises(UsageError, match=r"start 'slices' must be nested, sorted, post-hoc"):
         run_finetune_study(replace(study, starts=("slices",)), finished)
+    with pytest.raises(UsageError, match=r"seed 0 is given twice"):
+        run_finetune_study(replace(study, seeds=(0, 0)), finished)
+    with pytest.raises(UsageError, match=r"lr nan must be a number above 0"):
+        run_finetune_study(replace(study, lr=float("nan")), finished)
 
 
 def _run(seed: int, *f1: float) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import torch
 from nestling.configuration.budget import ends_of
 from nestling.modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from nestling.modeling.modernbert_weights import load_modernbert
-from nestling.recipes.cli_errors import ModelFolderError
+from nestling.recipes.cli_errors import ModelFolderError, UsageError
 from nestling.recipes.data.corpus import build_data
 from nestling.recipes.delta_encoder.build import build_model, build_trainer
+from nestling.recipes.delta_encoder.model_config import check_checkpoints
 from nestling.recipes.delta_encoder.train import train
 from nestling.recipes.evaluation_file import read_evaluation
 from nestling.recipes.recipe_loader import load_recipe
@@ -178,6 +179,102 @@ def test_training_goes_on_from_a_nested_encoder(tmp_path: Path, tiny_tokenizer: 
         sorted_model.model.layers[0].mlp.down.weight, start.model.layers[0].mlp.down.weight
     )
     torch.testing.assert_close(logits(sorted_model), logits(start), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "low_rank"])
+def test_training_goes_on_from_a_built_delta(
+    kind: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """With the delta of the folder, whatever sizes the recipe gives deltas; parts may be added."""
+    common = [*KINDS[kind], *AXES, "model.exit_affine=false", "training.save_steps=100"]
+    data = prepared(tiny_tokenizer)
+    torch.manual_seed(1)
+    start = build_model(tiny_plus(tmp_path, *common), data)
+    with torch.no_grad():  # away from the start, where deltas are zero
+        for parameter in start.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    start.save_pretrained(tmp_path / "start")
+    again = [*common, f"model.init_from={tmp_path / 'start'}", "model.delta_rank=5",
+             "model.base_heads=3", "training.max_steps=2"]  # fmt: skip
+    for exits in ("false", "true"):
+        recipe = tiny_plus(tmp_path, *again, f"model.exit_affine={exits}")
+        check_checkpoints(recipe)
+        model = build_model(recipe, data)
+        assert model.config.delta_kind == kind and model.config.delta_rank == 2
+        assert model.config.base_attention_heads == 2
+        assert (model.model.exit_affine is not None) == (exits == "true")
+        for name, value in start.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
+        for budget in start.config.budgets:
+            assert torch.equal(logits(model, budget=budget), logits(start, budget=budget))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    build_trainer(recipe, model, data).train()
+    moved = [
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    ]
+    assert any(".deltas." in name for name in moved)
+
+
+def test_the_kind_of_delta_of_a_checkpoint_stays(
+    tmp_path: Path, tiny_tokenizer: Any, large: Path
+) -> None:
+    """Both ways, before data are prepared; each message names the value that works."""
+    build_model(tiny_plus(tmp_path, *AXES), prepared(tiny_tokenizer)).save_pretrained(
+        tmp_path / "built"
+    )
+    for source, asked, has in ((large, "dictionary", "dense"), (tmp_path / "built", "dense",
+                               "dictionary")):  # fmt: skip
+        changes = [*KINDS[asked], *AXES, f"model.init_from={source}"]
+        with pytest.raises(UsageError, match=rf"model\.delta is {asked}.*set model\.delta={has}"):
+            check_checkpoints(tiny_plus(tmp_path, *changes))
+        check_checkpoints(tiny_plus(tmp_path, *[*changes, *KINDS[has]]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["model.base_heads=1"], ["model.base_heads is 1", "has 2", "set model.base_heads=2"]),
+        (
+            ["model.base_ratio=0.4"],
+            ["model.base_ratio is 0.4", "19 MLP channels in layer 0", "has 24",
+             "set model.base_ratio=0.5"],
+        ),
+        (["model.tap_layers=[1]", "training.budgets=[smallest,middle]"], ["without the largest"]),
+        (["model.extra_budgets=['0.5:2:9']"], ["0.5:2:9", "nearest"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_checkpoints_names_the_key(
+    changes: list[str], words: list[str], tmp_path: Path, small: Path, large: Path
+) -> None:
+    recipe = tiny_plus(tmp_path, *AXES, f"init.base={small}", f"init.target={large}", *changes)
+    with pytest.raises(ValueError) as caught:
+        check_checkpoints(recipe)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["init.base", "model.init_from", "loss.teacher"])
+@pytest.mark.parametrize("place", ["nowhere", "/no/where", "org/nowhere"])
+def test_an_unreadable_checkpoint_is_one_line_before_data_are_prepared(
+    key: str, place: str, tmp_path: Path
+) -> None:
+    recipe = tiny_plus(tmp_path / "run", f"{key}={place}")
+    with pytest.raises(ModelFolderError) as caught:
+        train(recipe)
+    assert f"{key}={place} is neither" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_teacher_without_weights_is_one_line(
+    tmp_path: Path, tiny_tokenizer: Any, large: Path
+) -> None:
+    folder = tmp_path / "teacher"
+    ModernBertConfig.from_pretrained(large).save_pretrained(folder)
+    recipe = tiny_plus(tmp_path, f"loss.teacher={folder}")
+    data = prepared(tiny_tokenizer)
+    with pytest.raises(ModelFolderError, match=r"loss\.teacher=.*teacher is neither"):
+        build_trainer(recipe, build_model(recipe, data), data)
 
 
 def test_a_missing_checkpoint_is_one_line(tmp_path: Path, tiny_tokenizer: Any) -> None:

@@ -9,8 +9,8 @@ from nestling.configuration.delta_budget import DeltaBudget
 from nestling.recipes.delta_encoder.study_ablations import ABLATION_CHANGES
 from nestling.recipes.delta_encoder.study_methods import METHODS, stages_of
 from nestling.recipes.recipe_loader import load_recipe
-from nestling.recipes.recipe_schema import DeltaEncoderRecipe
-from tiny_plus import TOTAL, batch_of, plus_trainer
+from nestling.trainers.delta_encoder_trainer import DeltaEncoderTrainer
+from tiny_plus import PHASES, TOTAL, batch_of, plus_trainer
 
 SMALL = [
     "recipe=delta_encoder/demo",
@@ -30,17 +30,13 @@ NAMED = {
 }
 
 
-def dead_parameters(recipe: DeltaEncoderRecipe, tokenizer: Any) -> set[str]:
-    """Take the first two steps that run the largest budget; return what got no gradient."""
-    trainer = plus_trainer(recipe, tokenizer)
+def dead_parameters(trainer: DeltaEncoderTrainer, begin: int = 0) -> set[str]:
+    """Take two steps that run the largest budget; return what got no gradient."""
     model = trainer.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     whole = DeltaBudget.full(model.config)
-    steps = [
-        step
-        for step in range(200)
-        if whole in trainer.planner.plan(step, TOTAL, trainer.term_weights(0)).budgets
-    ]
+    sampler = trainer.planner.sampler
+    steps = [step for step in range(begin, 200) if whole in sampler.sample(step, TOTAL)]
     dead = {name for name, _ in model.named_parameters()}
     for step in steps[:2]:
         optimizer.zero_grad()
@@ -58,17 +54,22 @@ def dead_parameters(recipe: DeltaEncoderRecipe, tokenizer: Any) -> set[str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_rules_of_the_study(method: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
-    """The first run of each; later runs start from its model and train the same parameters."""
-    recipe = stages_of(
+    """Every run; a later one starts from the model of the one before, which is also its teacher."""
+    stages = stages_of(
         method, load_recipe(SMALL), NAMED, steps=TOTAL, seed=0, folder=tmp_path / "cell"
-    )[0]
-    assert dead_parameters(recipe, tiny_tokenizer) == set()
+    )
+    assert len(stages) == (3 if method == "dynabert" else 1)
+    for index, recipe in enumerate(stages):
+        trainer = plus_trainer(recipe, tiny_tokenizer)
+        assert (trainer.teacher is not None) == (index > 0)
+        assert dead_parameters(trainer) == set(), index
+        trainer.model.save_pretrained(Path(recipe.output_dir) / "model")
 
 
 @pytest.mark.parametrize("name", ABLATION_CHANGES)
 def test_changes_of_the_study(name: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     recipe = load_recipe([*SMALL, *ABLATION_CHANGES[name], f"output_dir={tmp_path}"])
-    assert dead_parameters(recipe, tiny_tokenizer) == set()
+    assert dead_parameters(plus_trainer(recipe, tiny_tokenizer)) == set()
 
 
 def test_the_share_of_the_largest_budget_reaches_the_trainer(
@@ -78,9 +79,12 @@ def test_the_share_of_the_largest_budget_reaches_the_trainer(
     assert plus_trainer(recipe, tiny_tokenizer).largest_share == 0.625
 
 
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", ["mini_to_base", "mini_to_large"])
-def test_growth_recipes_at_small_sizes(name: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
-    """All their parts; the checkpoints are left out and routing begins with the second phase."""
+def test_growth_recipes_at_small_sizes(
+    name: str, phase: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """All their parts in each phase; the checkpoints are left out, and packing routes nothing."""
     sizes = [
         "init.base=null", "init.target=null", "model.hidden_size=32", "model.head_dim=8",
         "model.num_hidden_layers=4", "model.num_attention_heads=4", "model.intermediate_size=48",
@@ -91,5 +95,8 @@ def test_growth_recipes_at_small_sizes(name: str, tmp_path: Path, tiny_tokenizer
         f"output_dir={tmp_path}",
     ]  # fmt: skip
     recipe = load_recipe([f"recipe=delta_encoder/{name}", *sizes])
-    dead = dead_parameters(recipe, tiny_tokenizer)
-    assert all(".preview." in parameter for parameter in dead)
+    trainer = plus_trainer(recipe, tiny_tokenizer)
+    dead = dead_parameters(trainer, begin=PHASES[phase][0])
+    preview = {name for name, _ in trainer.model.named_parameters() if ".preview." in name}
+    assert len(preview) == 4
+    assert dead == (preview if phase == "packing" else set())

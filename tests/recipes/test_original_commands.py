@@ -1,12 +1,25 @@
 """The commands of the original README, in our keys: they compose without network."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from nestling.recipes.delta_encoder.build import delta_settings
+import torch
+from nestling.configuration.budget import ends_of
+from nestling.configuration.delta_budget import DeltaBudget
+from nestling.modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
+from nestling.recipes.delta_encoder.budget_plan import planner_of
 from nestling.recipes.delta_encoder.loss_terms import weight_schedules
+from nestling.recipes.delta_encoder.model_config import (
+    check_checkpoints,
+    delta_settings,
+    grown_config,
+)
+from nestling.recipes.planned_sizes import planned_sizes
 from nestling.recipes.recipe_loader import load_recipe
 from nestling.recipes.recipe_schema import DeltaEncoderRecipe
+from transformers import ModernBertConfig
 from typer.testing import CliRunner
 
 COMMANDS = {
@@ -27,15 +40,15 @@ COMMANDS = {
         "width_budgets=0.5,0.75,1.0",
         "head_budgets=6,9,12",
         "depth_budgets=6,9,12",
-        "model.delta=dictionary",
+        "enable_dds=true",
         "dds_num_atoms=16",
         "dds_rank=64",
         "enable_three_phase=true",
-        "zeta_cscf=0.1",
+        "enable_cscf=true",
         "tap_layers=4,8,11",
-        "alpha_kd=1.0",
-        "rho_mug=0.1",
-        "training.survival_alpha=0.5",
+        "enable_kd=true",
+        "enable_mug=true",
+        "enable_delta_depth=true",
         "enable_token_delta=true",
         "fp16=true",
     ],
@@ -49,9 +62,7 @@ COMMANDS = {
         "num_attention_heads=16",
         "intermediate_size=4096",
         # The weights of the target need a place to go to, which a dictionary is not.
-        "model.delta=dense",
-        "loss.sparsity_weight=0",
-        "loss.orthogonality_weight=0",
+        "enable_dds=false",
     ],
     "on prepared data": [
         "recipe=delta_encoder/mini_to_base",
@@ -62,15 +73,32 @@ COMMANDS = {
     "ablations": [
         "recipe=delta_encoder/ablations",
         "base_ratio=0.5",
-        "base_heads=2",
+        "base_heads=6",
         "drop_path=0.2",
         "budget_cond_ln=true",
+        "enable_dds=true",
+        "dds_num_atoms=16",
+        "dds_rank=64",
         "alpha_kd=1.0",
         "beta_delta=0.7",
         "rho_mug=0.1",
         "zeta_cscf=0.1",
     ],
+    "ablations in small": [
+        "recipe=delta_encoder/ablations",
+        "hidden_size=128",
+        "num_hidden_layers=4",
+        "num_attention_heads=4",
+        "intermediate_size=256",
+        "base_heads=2",
+        "dds_rank=16",
+        "tap_layers=1,2,3",
+        "head_budgets=2,3,4",
+        "depth_budgets=2,3,4",
+    ],
 }
+# layers, hidden, heads, MLP channels of the published checkpoints; head_dim is 64 everywhere.
+REXBERT = {"mini": (19, 512, 8, 768), "base": (22, 768, 12, 1152), "large": (28, 1024, 16, 2624)}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -81,6 +109,73 @@ def test_train_dry_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     done = CliRunner().invoke(app, ["train", *COMMANDS[name], "--dry-run"])
     assert done.exit_code == 0, done.output
     assert "delta_encoder" in done.output and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def true_shapes(tmp_path: Path) -> Path:
+    """Folders with the configurations of RexBERT and no weights."""
+    for name, (layers, hidden, heads, channels) in REXBERT.items():
+        sizes = {"num_hidden_layers": layers, "hidden_size": hidden,
+                 "num_attention_heads": heads, "intermediate_size": channels}  # fmt: skip
+        ModernBertConfig(**sizes).save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def at_true_shapes(command: list[str], folder: Path) -> DeltaEncoderRecipe:
+    recipe: Any = load_recipe(command)
+    places = {f"thebajajra/RexBERT-{name}": str(folder / name) for name in REXBERT}
+    base, target = recipe.init.base, recipe.init.target
+    return replace(recipe, init=replace(recipe.init, base=places[base], target=places[target]))
+
+
+@pytest.mark.parametrize(
+    ("command", "small", "ends", "count"),
+    [
+        # Mini lies neither below nor above the command's budgets, and base has 22 layers.
+        (
+            COMMANDS["mini to base"],
+            "0.666667:8:19:512",
+            ("0.5:6:6:512", "1.0:12:22"),
+            27 + 3,
+        ),
+        (
+            COMMANDS["mini to large"],
+            "0.292683:8:19:512",
+            ("0.292683:8:19:512", "1.0:16:28"),
+            27 + 1,
+        ),
+        (
+            ["recipe=delta_encoder/mini_to_base"],
+            "0.666667:8:19:512",
+            ("0.666667:8:19:512", "1.0:12:22"),
+            27 + 1,
+        ),
+        (
+            ["recipe=delta_encoder/mini_to_large"],
+            "0.292683:8:19:512",
+            ("0.292683:8:19:512", "1.0:16:28"),
+            27 + 1,
+        ),
+    ],
+    ids=["base command", "large command", "mini_to_base", "mini_to_large"],
+)
+def test_every_step_can_be_planned_at_the_true_shapes(
+    command: list[str], small: str, ends: tuple[str, str], count: int, true_shapes: Path
+) -> None:
+    """From the configurations alone: budgets with both ends, and passes in all three phases."""
+    recipe = at_true_shapes(command, true_shapes)
+    check_checkpoints(recipe)
+    config = grown_config(recipe)
+    budgets = config.budget_list()
+    assert tuple(map(str, ends_of(budgets))) == ends
+    assert small in map(str, budgets) and len(budgets) == count
+    with torch.device("meta"):
+        model = DeltaEncoderForMaskedLM(config)
+    planner, schedules = planner_of(recipe, model.config), weight_schedules(recipe)
+    for step in range(30):
+        plan = planner.plan(step, 30, {name: w(step, 30) for name, w in schedules.items()})
+        assert plan.budgets[0] == DeltaBudget.full(config)
+        assert plan.routed is None or plan.routed[0].has_routed_delta(config)
 
 
 @pytest.mark.parametrize("length", [512, 1024])
@@ -124,6 +219,23 @@ def test_the_plain_recipes_have_none_of_it(name: str, kd: float) -> None:
     assert recipe.training.three_phase is False and recipe.training.survival_alpha is None
 
 
+def test_the_ablations_have_the_values_of_the_original() -> None:
+    recipe = load_recipe(["recipe=delta_encoder/ablations"])
+    model, loss = recipe.model, recipe.loss
+    assert (model.num_hidden_layers, model.num_attention_heads) == (12, 12)
+    assert (model.base_ratio, model.base_heads, model.drop_path) == (0.5, 6, 0.2)
+    assert (model.delta, model.delta_atoms, model.delta_rank) == ("dictionary", 16, 64)
+    weights = (loss.kd_weight, loss.delta_weight, loss.mug_weight, loss.cscf_weight)
+    assert weights == (1.0, 0.7, 0.1, 0.1)
+    budgets = set(map(str, planned_sizes(recipe).budgets))
+    assert {"0.5:6:6", "0.75:9:9", "1.0:12:12"} <= budgets
+    small, plus = (
+        load_recipe(COMMANDS["ablations in small"]),
+        load_recipe(["recipe=delta_encoder/plus"]),
+    )
+    assert small.model == plus.model
+
+
 def test_weights_scale_the_phases() -> None:
     recipe = load_recipe(["recipe=delta_encoder/plus", "loss.delta_weight=1.4", "rho_mug=0"])
     schedules = weight_schedules(recipe)
@@ -139,6 +251,7 @@ def test_weights_scale_the_phases() -> None:
 
 def test_sizes_in_the_recipes_are_those_of_rexbert() -> None:
     """Not those of the original's table, which its own parameter counts contradict."""
+
     def sizes(recipe: DeltaEncoderRecipe) -> tuple[int, ...]:
         model = recipe.model
         return (model.num_hidden_layers, model.hidden_size, model.num_attention_heads,

@@ -1,4 +1,4 @@
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -63,6 +63,32 @@ def test_the_saved_recipe_is_found_beside_the_model_and_takes_overrides(tmp_path
     assert load_saved_recipe(model, ["data.path=elsewhere"]).data.path == "elsewhere"
     with pytest.raises(ModelFolderError, match=r"recipe\.yaml"):
         load_saved_recipe(model / "deeper" / "still")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("lr=5", ["training.lr=5 would change nothing", "keys of data or evaluation only"]),
+        ("model.delta_token_ratio=0.1", ["would change nothing", "--delta-token-ratio 0.1, or"]),
+        ("output_dir=x", ["output_dir=x would change nothing"]),
+        ("seed=3", ["seed=3 would change nothing"]),
+        ("evaluation.bathces=1", ["unknown recipe key", "did you mean evaluation.batches"]),
+    ],
+)
+@pytest.mark.parametrize("recipe", [TINY, "recipe=ddl/tiny"])
+def test_a_finished_model_is_measured_as_it_is(
+    recipe: str, argument: str, words: list[str], tmp_path: Path
+) -> None:
+    save_recipe(load_recipe([recipe]), tmp_path)
+    if "ddl" in recipe and "delta_token_ratio" in argument:
+        words = ["unknown recipe key 'model.delta_token_ratio'"]
+    with pytest.raises(UsageError) as caught:
+        load_saved_recipe(tmp_path, [argument])
+    for word in words:
+        assert word in str(caught.value)
+    assert load_saved_recipe(tmp_path, ["max_length=16", "evaluation.batches=1"]).data == replace(
+        load_recipe([recipe]).data, max_length=16
+    )
 
 
 def test_save_leaves_only_the_whole_file(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Prefix depth dropout: exact depths, draws that agree with them, and drop-path rates."""
+"""Prefix depth dropout: exact depths, and draws that agree with them."""
 
 import random
 from collections import Counter
 from itertools import product
 
 import pytest
-from nestling.trainers.survival_schedule import SurvivalSchedule, drop_path_rates
+from nestling.trainers.survival_schedule import SurvivalSchedule
 
 
 def slow_depths(layers: int, floor: int, alpha: float) -> dict[int, float]:
@@ -69,11 +69,6 @@ def test_alpha_zero_and_one_layer_run_everything() -> None:
     assert SurvivalSchedule(5, 5, 1.0).sample(random.Random(0)) == 5
 
 
-def test_drop_path_rates_rise_linearly() -> None:
-    assert drop_path_rates(0.2, 5) == pytest.approx((0.0, 0.05, 0.1, 0.15, 0.2))
-    assert drop_path_rates(0.2, 1) == (0.0,)
-
-
 def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match=r"floor is 0, it must lie in 1\.\.12"):
         SurvivalSchedule(12, 0)
@@ -83,7 +78,3 @@ def test_arguments_are_checked() -> None:
         SurvivalSchedule(12, 3, 1.1)
     with pytest.raises(ValueError, match="layers is 0"):
         SurvivalSchedule(0)
-    with pytest.raises(ValueError, match=r"rate is 1\.0"):
-        drop_path_rates(1.0, 4)
-    with pytest.raises(ValueError, match="layers is 0"):
-        drop_path_rates(0.1, 0)

@@ -128,6 +128,14 @@ def test_attributes_that_are_no_json(tmp_path: Path) -> None:
             load_attribute_tags(tmp_path / "a")
 
 
+def test_a_text_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    frame = pandas.DataFrame({"text": ["red shoe", None], "attributes": ["{}", "{}"]})
+    frame.to_parquet(tmp_path / "a" / "train.parquet")
+    with pytest.raises(DataError, match=r"row 1: text is empty or missing; fill it or leave"):
+        load_attribute_tags(tmp_path / "a")
+
+
 @pytest.mark.skipif(
     REAL_DATA not in os.environ, reason=f"{REAL_DATA} does not name the folder of the real data"
 )

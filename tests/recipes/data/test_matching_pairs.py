@@ -101,6 +101,34 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         load_matching_pairs(folder)
 
 
+def test_labels_stored_as_floats_are_the_same_labels(tmp_path: Path) -> None:
+    for name in ("train", "validation", "test"):
+        write(tmp_path / "match_x" / f"{name}.parquet", [(name, "b", 0.0), (name, "c", 1.0)])
+    splits = load_matching_pairs(tmp_path / "match_x").splits
+    assert [pair.label for pair in splits["test"]] == [0, 1]
+    write(tmp_path / "match_x" / "test.parquet", [("e", "f", 0.5)])
+    with pytest.raises(DataError, match="row 0: label '0.5' must be 0 or 1"):
+        load_matching_pairs(tmp_path / "match_x")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize("column", ["sentence1", "sentence2", "label"])
+@pytest.mark.parametrize("missing", [None, " "])
+def test_the_row_with_a_missing_value_is_named(
+    missing: object, column: str, kind: str, tmp_path: Path
+) -> None:
+    """Whole numbers become floats where one is missing: the rows before are not at fault."""
+    pairs = [[f"a{i}", f"b{i}", 1] for i in range(5)]
+    pairs[3][["sentence1", "sentence2", "label"].index(column)] = missing
+    rows: list[tuple[str, str, object]] = [(a, b, label) for a, b, label in pairs]
+    if column == "label" and missing is not None:
+        rows = [(a, b, str(label)) for a, b, label in rows]
+    write(tmp_path / "match_x" / f"train.{kind}", rows)
+    text = f"train.{kind}, row 3: {column} is empty or missing; fill it or leave the row out"
+    with pytest.raises(DataError, match=text):
+        load_matching_pairs(tmp_path / "match_x")
+
+
 @pytest.mark.skipif(
     REAL_DATA not in os.environ, reason=f"{REAL_DATA} does not name the folder of the real data"
 )

@@ -1,0 +1,77 @@
+"""The switches of the original's command set what they switch, at the original's values."""
+
+from dataclasses import asdict
+from functools import reduce
+from typing import Any
+
+import pytest
+from nestling.recipes.cli_errors import UsageError
+from nestling.recipes.recipe_loader import load_recipe
+from nestling.recipes.recipe_overrides import KEY_ALIASES, SWITCHES, recipe_keys
+from nestling.recipes.recipe_schema import DeltaEncoderRecipe
+
+TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
+DEMO = "recipe=delta_encoder/demo"  # a kd_weight of its own, and no other part
+ON = {
+    "enable_kd": {"loss.kd_weight": 1.0},
+    "enable_mug": {"loss.mug_weight": 0.1},
+    "enable_cscf": {"loss.cscf_weight": 0.1},
+    "enable_delta_depth": {"training.survival_alpha": 0.5},
+    "enable_dds": {"model.delta": "dictionary"},
+    "enable_token_delta": {"model.token_routing": True, "loss.preview_weight": 1.0},
+    "enable_three_phase": {"training.three_phase": True},
+}
+OFF = {
+    "enable_kd": {"loss.kd_weight": 0.0},
+    "enable_mug": {"loss.mug_weight": 0.0},
+    "enable_cscf": {"loss.cscf_weight": 0.0},
+    "enable_delta_depth": {"training.survival_alpha": 0.0},
+    "enable_dds": {"model.delta": "dense"},
+    "enable_token_delta": {"model.token_routing": False, "loss.preview_weight": 0.0},
+    "enable_three_phase": {"training.three_phase": False},
+}
+
+
+def values_of(recipe: Any, keys: Any) -> dict[str, Any]:
+    content = asdict(recipe)
+    return {key: reduce(lambda part, name: part[name], key.split("."), content) for key in keys}
+
+
+@pytest.mark.parametrize("name", ON)
+def test_each_switch_works_alone(name: str) -> None:
+    """On in a recipe without the part, off in a recipe that has every part."""
+    on = load_recipe([DEMO, f"{name}=true"])
+    assert values_of(on, ON[name]) == ON[name]
+    off = load_recipe([PLUS, f"{name}=False"])
+    assert values_of(off, OFF[name]) == OFF[name]
+
+
+def test_a_key_given_beside_its_switch_wins() -> None:
+    """In either order: the original has a switch and a weight for the same term."""
+    for arguments in (["alpha_kd=0.5", "enable_kd=true"], ["enable_kd=true", "alpha_kd=0.5"]):
+        assert load_recipe([TINY, *arguments]).loss.kd_weight == 0.5
+
+
+def test_the_original_names_of_two_weights() -> None:
+    loss = load_recipe([PLUS, "eta_dds_sparsity=0.5", "gamma_packing=0.25"]).loss
+    assert (loss.sparsity_weight, loss.packing_weight) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("enable_mug=0.1", ["enable_mug is '0.1'", "true or false"]),
+        ("enable_mugg=true", ["did you mean enable_mug?"]),
+        ("enable_ddss=true", ["did you mean enable_dds?"]),
+    ],
+)
+def test_mistakes_are_one_line(argument: str, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe([TINY, argument])
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_switches_set_keys_that_exist() -> None:
+    keys = recipe_keys(DeltaEncoderRecipe)
+    named = {key for switch in SWITCHES.values() for side in switch for key in side}
+    assert named <= set(keys) and not set(SWITCHES) & set(KEY_ALIASES)
