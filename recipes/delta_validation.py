@@ -157,6 +157,14 @@ def _check_phases(recipe: DeltaEncoderRecipe) -> None:
             f"training.phase_ratios is {ratios}, it must be three numbers in (0, 1) that sum to "
             "1, such as [0.33,0.33,0.34]"
         )
+    if training.largest_alone and (training.three_phase or training.budget_sampling == "random"):
+        key = "three_phase" if training.three_phase else "budget_sampling"
+        raise UsageError(
+            f"training.largest_alone is {training.largest_alone} and training.{key} is "
+            f"{str(getattr(training, key)).lower()}, which has a schedule of budgets of its own; "
+            f"set training.largest_alone=0, or training.{key}="
+            f"{'false' if training.three_phase else 'sandwich'}"
+        )
     if training.budget_sampling == "sandwich":
         return
     wants = {

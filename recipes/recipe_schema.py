@@ -138,6 +138,8 @@ class TrainingSection(OptimizerSection):
         survival_alpha: prefix depth dropout: budgets in between run to a random depth, and the
             last layer fails with this chance, in [0, 1]. With three_phase it falls to 0.6 and 0.4
             of it. None means 0.5 with three_phase and else no dropout: each runs to its own depth.
+        largest_alone: share of the steps, the first ones, that run the largest budget alone, in
+            [0, 1); they cost about half.
     """
 
     three_phase: bool = False
@@ -146,6 +148,7 @@ class TrainingSection(OptimizerSection):
         default_factory=lambda: ["smallest", "middle", "largest"]
     )
     survival_alpha: float | None = None
+    largest_alone: float = 0.0
 
 
 @dataclass

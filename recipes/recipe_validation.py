@@ -38,6 +38,7 @@ _SHARES = {
     "model.delta_token_ratio": "(0, 1)",
     "model.drop_path": "[0, 1)",
     "training.survival_alpha": "[0, 1]",
+    "training.largest_alone": "[0, 1)",
     "loss.largest_share": "(0, 1)",
     "training.adam_beta1": "[0, 1)",
     "training.adam_beta2": "[0, 1)",

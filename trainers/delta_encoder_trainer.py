@@ -130,7 +130,10 @@ class DeltaEncoderTrainer(HookedTrainer):
     def term_weights(self, step: int) -> dict[str, float]:
         """Return the weight of each term in the passes that the step runs, see `StepPlan`."""
         weights = super().term_weights(step)
-        return self.planner.plan(step, self.state.max_steps, weights).weights(weights)
+        plan = self.planner.plan(step, self.state.max_steps, weights)
+        if self.teacher is None and len(plan.budgets) < 2 and "distillation" in weights:
+            weights = {**weights, "distillation": 0.0}  # nobody to teach
+        return plan.weights(weights)
 
     def step_losses(self, model: nn.Module, batch: dict[str, Any], step: int) -> dict[str, LossSum]:
         """Run all passes of the step in one forward and sum the terms."""

@@ -68,6 +68,38 @@ class AlternatingSampler:
 
 
 @dataclass(frozen=True)
+class LargestFirstSampler:
+    """The largest budget alone for the first part of a run, then what another sampler draws.
+
+    A step of one budget costs about half of one of four, so a run of the same cost has more steps
+    while the weights that all budgets share learn fastest.
+
+    Args:
+        sampler: draws the budgets of the rest, the largest first.
+        share: of the steps that run the largest alone, in [0, 1).
+
+    Raises:
+        ValueError: If the share is out of range.
+    """
+
+    sampler: BudgetSampler[DeltaBudget]
+    share: float
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0.0 <= self.share < 1.0:
+            raise ValueError(f"largest-first share is {self.share}, it must lie in [0, 1)")
+
+    def sample(self, step: int, total_steps: int) -> tuple[DeltaBudget, ...]:
+        """Return the budgets of a step."""
+        alone = int(self.share * total_steps)
+        rest = total_steps - alone
+        if step < alone:
+            return self.sampler.sample(0, rest)[:1]
+        return self.sampler.sample(step - alone, rest)
+
+
+@dataclass(frozen=True)
 class PhasedSampler:
     """One sampler for each way in which a phase draws its budgets.
 

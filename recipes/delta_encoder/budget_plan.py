@@ -9,6 +9,7 @@ from ...trainers.losses.cross_scale_features import relative_taps
 from ...trainers.phased_sampling import (
     AlternatingSampler,
     DepthDropoutSampler,
+    LargestFirstSampler,
     PhasedSampler,
     smaller_half,
 )
@@ -55,9 +56,12 @@ def sampler_of(recipe: DeltaEncoderRecipe, config: Any) -> BudgetSampler[DeltaBu
     whole = sandwich(budgets, training.budget_sampling)
     phases, floor = phases_of(recipe), min(budget.depth for budget in budgets)
     if phases is None:
-        if not training.survival_alpha:
-            return whole
-        return DepthDropoutSampler(whole, floor, Constant(training.survival_alpha), seed)
+        drawn: BudgetSampler[DeltaBudget] = whole
+        if training.survival_alpha:
+            drawn = DepthDropoutSampler(whole, floor, Constant(training.survival_alpha), seed)
+        if training.largest_alone:
+            drawn = LargestFirstSampler(drawn, training.largest_alone)
+        return drawn
     small = sandwich(smaller_half(budgets, list(costs.values())))
     fixed = select_budgets(training.calibration_budgets, config)
     for budget in fixed:

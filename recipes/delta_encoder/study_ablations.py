@@ -10,6 +10,7 @@ ABLATION_CHANGES: dict[str, tuple[str, ...]] = {
     "low-rank": ("model.delta=low_rank", "model.delta_rank=16"),
     "conditioned-norms": ("model.conditioned_norms=true",),
     "exit-affine": ("model.exit_affine=true",),
+    "largest-first": ("training.largest_alone=0.5",),
     "depth-dropout": ("training.survival_alpha=0.5",),
     "drop-path": ("model.drop_path=0.2",),
     "token-routing": (

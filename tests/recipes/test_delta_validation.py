@@ -44,6 +44,16 @@ TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
         ),
         ([TINY, "loss.largest_share=1"], ["loss.largest_share", "(0, 1)"]),
         ([TINY, "training.survival_alpha=1.5"], ["survival_alpha", "[0, 1]"]),
+        ([TINY, "training.largest_alone=1"], ["largest_alone", "[0, 1)"]),
+        (
+            [TINY, "training.largest_alone=0.5", "training.three_phase=true"],
+            ["training.largest_alone", "three_phase=false"],
+        ),
+        (
+            [TINY, "training.largest_alone=0.5", "training.budget_sampling=random",
+             "loss.kd_weight=0", "loss.largest_share=null"],
+            ["training.largest_alone", "budget_sampling=sandwich"],
+        ),
         ([PLUS, "training.budget_sampling=fixed"], ["training.three_phase", "sandwich"]),
         (
             [TINY, "training.survival_alpha=0.5", "training.budget_sampling=fixed"],

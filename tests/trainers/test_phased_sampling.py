@@ -9,6 +9,7 @@ from nestling.trainers.budget_sampling import SandwichSampler
 from nestling.trainers.phased_sampling import (
     AlternatingSampler,
     DepthDropoutSampler,
+    LargestFirstSampler,
     PhasedSampler,
     smaller_half,
 )
@@ -130,3 +131,15 @@ def test_every_mode_needs_a_sampler() -> None:
     with pytest.raises(ValueError, match="fixed"):
         PhasedSampler(TrainingPhases(), {"sandwich": sandwich(LATTICE),
                                          "oversample_smallest": sandwich(LATTICE)})  # fmt: skip
+
+
+def test_the_largest_runs_alone_first() -> None:
+    """Then the draws are those of a run that begins there."""
+    whole = sandwich(LATTICE)
+    sampler = LargestFirstSampler(whole, 0.3)
+    draws = [sampler.sample(step, 10) for step in range(10)]
+    assert draws[:3] == [(LARGEST,)] * 3
+    assert draws[3:] == [whole.sample(step) for step in range(7)]
+    assert LargestFirstSampler(whole, 0.0).sample(0, 10) == whole.sample(0)
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        LargestFirstSampler(whole, 1.0)
