@@ -14,6 +14,7 @@ import numpy as np
 from .causal_rows import CausalRows
 from .documents import DataError
 from .encoding_pool import text_encoder
+from .token_stream import end_token_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,12 +89,7 @@ def rows_of_pieces(
     Raises:
         DataError: If the tokenizer has no end mark.
     """
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    if end is None:
-        raise DataError(
-            f"the tokenizer of {tokenizer.name_or_path} has no end token, which separates "
-            "documents; give it an eos_token"
-        )
+    end = end_token_of(tokenizer)
     with text_encoder(tokenizer) as encode:
         encoded = iter(encode([part for piece in pieces for part in piece.parts]))
         rows: list[dict[str, np.ndarray]] = []

@@ -48,6 +48,21 @@ class TokenStreams:
     description: dict[str, Any]
 
 
+def end_token_of(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Return the id of the token that ends a document: ``eos``, or else ``sep``.
+
+    Raises:
+        DataError: if the tokenizer has neither.
+    """
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if end is None:
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path} has no end token, which separates documents; "
+            "give it an eos_token, or take another tokenizer (data.tokenizer=…)"
+        )
+    return int(end)
+
+
 def encode_stream(
     texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast", num_proc: int = 1
 ) -> tuple[NDArray[np.integer[Any]], int, int]:
@@ -59,12 +74,7 @@ def encode_stream(
     Raises:
         DataError: if the tokenizer has no end token.
     """
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    if end is None:
-        raise DataError(
-            f"data.tokenizer={tokenizer.name_or_path} has no end token, which separates documents; "
-            "give it an eos_token, or take another tokenizer"
-        )
+    end = end_token_of(tokenizer)
     kind = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     pieces: list[NDArray[np.integer[Any]]] = [np.zeros(0, dtype=kind)]
     documents = size = 0

@@ -30,7 +30,7 @@ from ..compiler import compiles
 from ..data.causal_rows import CausalRows, collate_rows, spread_rows
 from ..data.documents import SPLITS, Split
 from ..data.token_ids import require_vocabulary
-from ..data.token_stream import TokenStreams
+from ..data.token_stream import TokenStreams, end_token_of
 from ..ddl_schema import DdlModelSection, DdlRecipe
 from ..ddl_validation import model_settings
 from ..shared_arguments import shared_arguments
@@ -121,7 +121,7 @@ def _vocabulary(streams: TokenStreams) -> int:
 def _special_tokens(tokenizer: PreTrainedTokenizerFast | None) -> dict[str, Any]:
     if tokenizer is None:
         return {}
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    end = end_token_of(tokenizer)
     return {
         "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
         "bos_token_id": tokenizer.bos_token_id,

@@ -13,10 +13,10 @@ from torch import Tensor
 from ...configuration.budget import select_budgets
 from ...configuration.ddl_budget import DdlBudget
 from ...modeling.families import register_families
-from ...modeling.input_checks import IGNORED_LABEL
 from ..cli_errors import ModelFolderError
 from ..compared_runs import RunOrigin, origin_of, residual_label
 from ..data.tokenizer_training import open_tokenizer, tokenizer_hash
+from ..evaluation.budget_scoring import without_labels
 from ..saved_model import family_of_folder
 from .starting_point import FAMILY, load_model
 
@@ -166,7 +166,5 @@ def predict_at_budget(
     model: Any, inputs: dict[str, Tensor], budgets: Sequence[Any]
 ) -> tuple[Sequence[Tensor], Tensor]:
     """Run a decoder at the budget it is set to; its labels already are the next tokens."""
-    labels = inputs["labels"]
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
-    is_predicted = labels != IGNORED_LABEL
-    return [model(**rest, use_cache=False).logits[is_predicted]], labels[is_predicted]
+    rest, is_predicted, labels = without_labels(inputs)
+    return [model(**rest, use_cache=False).logits[is_predicted]], labels

@@ -14,9 +14,8 @@ from ...configuration.delta_budget import DeltaBudget
 from ...configuration.delta_settings import choose_tokens_by_share, delta_share
 from ...hub_cards.delta_pack import describe_delta
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
-from ...modeling.input_checks import IGNORED_LABEL
 from ..cli_errors import ModelFolderError
-from ..evaluation.budget_scoring import predict_masked
+from ..evaluation.budget_scoring import predict_masked, without_labels
 from ..evaluation.evaluation_table import Row
 from ..evaluation.measure_budgets import Batch, measure_budgets
 from .budget_latency import measure_latency
@@ -96,14 +95,12 @@ def predict_routed(
 
     Each budget is a pass of its own: `predict_masked` runs the delta on all tokens.
     """
-    labels = inputs["labels"]
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
-    is_predicted = labels != IGNORED_LABEL
+    rest, is_predicted, labels = without_labels(inputs)
     logits = []
     for budget in budgets:
         states = model.model(**rest, budget=budget).last_hidden_state
         logits.append(model.decoder(model.head(states[is_predicted])))
-    return logits, labels[is_predicted]
+    return logits, labels
 
 
 def resolve_budgets(requests: Sequence[BudgetRequest] | None, config: Any) -> list[DeltaBudget]:

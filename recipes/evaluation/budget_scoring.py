@@ -1,6 +1,6 @@
 """Predictions of all budgets on the same tokens, reduced to sums while they stream by."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -108,15 +108,20 @@ def group_by_trunk(budgets: Sequence[Any]) -> list[tuple[Any, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
+def without_labels(inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Return the other inputs, which tokens have a label, and those labels."""
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    is_predicted = inputs["labels"] != IGNORED_LABEL
+    return rest, is_predicted, inputs["labels"][is_predicted]
+
+
 def predict_next(
     model: Any, inputs: dict[str, Tensor], budgets: Sequence[Any]
 ) -> tuple[Sequence[Tensor], Tensor]:
     """Run a decoder; its labels already are the next tokens."""
-    labels = inputs["labels"]
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
-    is_predicted = labels != IGNORED_LABEL
+    rest, is_predicted, labels = without_labels(inputs)
     outputs = model(**rest, budgets=budgets)
-    return [logits[is_predicted] for logits in outputs.budget_logits], labels[is_predicted]
+    return [logits[is_predicted] for logits in outputs.budget_logits], labels
 
 
 def predict_masked(
