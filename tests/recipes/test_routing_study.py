@@ -16,6 +16,7 @@ from nestling.recipes.delta_encoder.routing_study import (
     run_routing_study,
     score_tokens,
 )
+from nestling.recipes.delta_encoder.routing_table import routing_table
 from nestling.recipes.delta_encoder.train import train
 from nestling.recipes.recipe_loader import load_recipe
 from nestling.trainers.losses.masked_lm import IGNORED_LABEL, token_losses
@@ -80,6 +81,23 @@ def test_curves_run_from_no_token_to_every_token(run_folder: Path) -> None:
     assert set(found["minus_random"]) == set(RULES) - {"random"}
     learned = found["learned_threshold"]
     assert all(0 <= learned[text]["mean"] <= 1 for text in ("masked", "clean"))
+
+
+def test_the_table_says_what_was_measured(run_folder: Path) -> None:
+    found = run_routing_study([run_folder], [0.35, 1.0])
+    table = routing_table(found)
+    rows = [line for line in table.splitlines() if line.startswith(("| 0.35", "| 1.0"))]
+    assert len(rows) == 2
+    for row, ratio in zip(rows, ("0.35", "1.0"), strict=True):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1] == f"{found['flops'][ratio]:.3f}"
+        for cell, rule in zip(cells[2:], RULES, strict=False):
+            assert cell.startswith(f"{found['curves'][rule][ratio]['mean']:.3f}"), rule
+        for cell, rule in zip(cells[7:], ("preview", "confidence", "labelled"), strict=True):
+            assert cell.startswith(f"{found['minus_random'][rule][ratio]['mean']:+.3f}"), rule
+    assert f"{found['preview_auc']['mean']:.3f}" in table
+    assert f"{found['learned_threshold']['clean']['mean']:.3f}" in table
+    assert "threshold" not in routing_table({**found, "learned_threshold": None})
 
 
 def test_scores_are_what_the_rules_say(run_folder: Path) -> None:
