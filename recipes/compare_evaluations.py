@@ -11,7 +11,7 @@ from typing import Any
 
 from .cli_errors import DataError
 from .compared_runs import curves_of, method_keys, method_names, origin_of
-from .comparison_file import BITS, NATS, comparison, training_token_notes
+from .comparison_file import BITS, NATS, comparison, token_ratio_notes, training_token_notes
 from .comparison_statistics import MeasuredRun, compare_runs
 
 # Half the width of a 95 % interval, in standard errors.
@@ -68,7 +68,11 @@ def compare_evaluations(
         }
         for run, origin, entry, evaluation in zip(runs, origins, entries, evaluations, strict=True)
     ]
-    notes = training_token_notes(models)
+    ratios = {
+        name: evaluation.get("delta_token_ratio")
+        for name, evaluation in zip(names, evaluations, strict=True)
+    }
+    notes = [*training_token_notes(models), *token_ratio_notes(ratios)]
     return comparison(measure, rows[0], models, compare_runs(runs), notes)
 
 

@@ -77,6 +77,22 @@ def training_token_notes(models: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def token_ratio_notes(ratios: Mapping[str, float | None]) -> list[str]:
+    """Return a sentence where models ran the delta on different shares of the tokens.
+
+    Args:
+        ratios: name of a model -> its ``delta_token_ratio``; None is every token.
+    """
+    shares = {name: 1.0 if ratio is None else ratio for name, ratio in ratios.items()}
+    if len(set(shares.values())) < 2:
+        return []
+    listed = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+    return [
+        "The delta ran on different shares of the tokens (delta_token_ratio), so part of a "
+        f"difference may be that alone: {listed}."
+    ]
+
+
 def method_rows(content: Mapping[str, Any]) -> list[Row]:
     """Return one row a method for a table, the best mean first."""
     parameters = {model["method"]: model.get("parameters") for model in content["models"]}

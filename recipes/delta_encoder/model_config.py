@@ -146,7 +146,8 @@ def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
     """Return the settings that the recipe adds to a loaded model; ``drop_path`` is set at once.
 
     Raises:
-        UsageError: if the model has a part that the recipe does not have, or has it differently.
+        UsageError: if the model has a part that the recipe does not have, has it differently, or
+            wants sorted.
     """
     config.drop_path = recipe.model.drop_path
     wanted = delta_settings(recipe, config)
@@ -164,6 +165,12 @@ def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
                 f"model.{key} is {str(wants).lower()}, but {source} has {str(has).lower()}, which "
                 f"stays; set model.{key}={str(has).lower()}"
             )
+    parts = [key for name, key in keys.items() if getattr(config, name) not in (False, "dense")]
+    if recipe.model.reorder_by_importance and parts:
+        raise UsageError(
+            f"model.reorder_by_importance is true, but {source} has model.{parts[0]}, which was "
+            "trained for the present order of units; set model.reorder_by_importance=false"
+        )
     if recipe.model.delta != "dense" and config.delta_kind == "dense":
         raise UsageError(
             f"model.delta is {recipe.model.delta}, but {source} has dense weights outside the "

@@ -104,6 +104,15 @@ def test_unequal_training_is_named(write: Callable[..., Path]) -> None:
     assert any("equally many tokens" in note for note in found["notes"])
 
 
+def test_unequal_shares_of_routed_tokens_are_named(write: Callable[..., Path]) -> None:
+    paths = [write("a"), write("b", 0.1)]
+    assert not any("delta_token_ratio" in note for note in compare_results(paths)["notes"])
+    content = json.loads((paths[1] / METRICS).read_text())
+    (paths[1] / METRICS).write_text(json.dumps({**content, "delta_token_ratio": 0.35}))
+    (note,) = (n for n in compare_results(paths)["notes"] if "delta_token_ratio" in n)
+    assert f"{paths[0] / METRICS} 1, {paths[1] / METRICS} 0.35" in note
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

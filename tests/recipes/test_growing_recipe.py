@@ -230,6 +230,16 @@ def test_the_kind_of_delta_of_a_checkpoint_stays(
         check_checkpoints(tiny_plus(tmp_path, *[*changes, *KINDS[has]]))
 
 
+def test_units_of_a_checkpoint_with_parts_are_not_sorted(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """Parts were trained for the order there is: refused before data are prepared."""
+    build_model(tiny_plus(tmp_path, *AXES), prepared(tiny_tokenizer)).save_pretrained(tmp_path)
+    asked = [*AXES, f"model.init_from={tmp_path}", "model.reorder_by_importance=true"]
+    with pytest.raises(UsageError, match=r"reorder_by_importance is true.*=false"):
+        check_checkpoints(tiny_plus(tmp_path, *asked))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
