@@ -107,7 +107,7 @@ class SlowStep:
         larger, smaller = (self.by_budget[budget].states for budget in self.plan.upgrade)
         upgrade = larger - smaller.detach()
         missing = (self.largest.states - smaller).detach()
-        floor = 1e-3 * missing.shape[1]
+        floor = missing.shape[1]
         apart = (upgrade - missing).square().sum(1) / (missing.square().sum(1) + floor)
         return apart.sum()
 

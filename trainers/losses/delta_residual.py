@@ -15,9 +15,9 @@ class DeltaResidualLoss(LossTerm):
     `L = sum_t ||delta_t - r_t||^2 / (||r_t||^2 + n * eps)`, in fp32.
 
     The numerator is `||h_b+ - sg(h_T)||^2`: h_b cancels. What the smaller budget contributes is the
-    normaliser, which makes the loss of a token the share of the missing residual: 1 where the
-    upgrade adds nothing, 0 where it closes the gap, above 1 where it points away. So a token that
-    the smaller budget already solves does not count less than one that it misses.
+    normaliser: where it misses much, the loss of a token is the share of the residual that is still
+    missing (1 where the upgrade adds nothing, 0 where it closes the gap, above 1 where it points
+    away); where it misses less than the floor, it is the distance to h_T alone.
 
     Only h_b+ gets a gradient. Parameters that b+ shares with b are still reached through h_b+.
     Where the hidden widths differ the leading channels common to all three are compared: nested
@@ -25,8 +25,10 @@ class DeltaResidualLoss(LossTerm):
 
     Args:
         eps: floor of the mean square of the residual's channels, > 0. Normalised states have a mean
-            square near 1, so the default stops the division from blowing up tokens whose residual
-            is below 3 % of the state.
+            square near 1, so with the default a residual counts as a share once it is as large as
+            the states. Where the upgrade adds nothing, the gradient of a token is at most
+            `1 / sqrt(n * eps)`: a floor far below 1 makes the loudest tokens those on which the
+            budgets differ by noise, and in the first hundred steps these are all tokens.
 
     Raises:
         ValueError: If eps is not a positive finite number.
@@ -39,11 +41,11 @@ class DeltaResidualLoss(LossTerm):
     name = "delta_residual"
     unit = "token"
 
-    def __init__(self, eps: float = 1e-3) -> None:
+    def __init__(self, eps: float = 1.0) -> None:
         super().__init__()
         if not math.isfinite(eps) or eps <= 0:
             raise ValueError(
-                f"delta_residual eps is {eps}, it must be a finite number above 0; try 1e-3"
+                f"delta_residual eps is {eps}, it must be a finite number above 0; try 1"
             )
         self.eps = eps
 

@@ -57,13 +57,31 @@ def test_only_the_upgraded_states_learn_and_they_move_to_the_teacher() -> None:
     assert (closer - teacher).norm() < (upgraded - teacher).norm()
 
 
+def test_tokens_on_which_the_budgets_agree_do_not_shout() -> None:
+    """Where the upgrade adds nothing, a token's gradient is at most 1 / sqrt(n eps)."""
+    _, smaller, teacher = states(3, rows=64)
+    for distance in (1e-3, 1e-1, 1.0, 10.0):
+        upgraded = smaller.detach().clone().requires_grad_()
+        far = smaller.detach() + distance * (teacher - smaller).detach()
+        for term in (DeltaResidualLoss(), DeltaResidualLoss(1e-3)):
+            (gradient,) = torch.autograd.grad(term(upgraded, smaller, far).total, upgraded)
+            assert gradient.norm(dim=1).max() <= (6 * term.eps) ** -0.5 + 1e-6
+    upgraded = smaller.detach().clone().requires_grad_()
+    close = smaller.detach() + 1e-3
+    (gradient,) = torch.autograd.grad(DeltaResidualLoss()(upgraded, smaller, close).total, upgraded)
+    # 2 |r| / (n eps) where |r| is small: less than the distance itself.
+    torch.testing.assert_close(
+        gradient.norm(dim=1), torch.full((64,), 2 * 1e-3 * 6**0.5 / 6), rtol=1e-3, atol=0
+    )
+
+
 def test_nested_hidden_widths_compare_the_leading_channels() -> None:
     """What lies beyond the narrowest width does not matter and gets no gradient."""
     upgraded, smaller, teacher = states(3)
     narrow = smaller.detach()[:, :4]
     loss = DeltaResidualLoss()(upgraded, narrow, teacher)
     assert loss.total.item() == pytest.approx(
-        slow_sum(upgraded.detach(), narrow, teacher.detach(), 1e-3), rel=1e-5
+        slow_sum(upgraded.detach(), narrow, teacher.detach(), 1.0), rel=1e-5
     )
     loss.total.backward()
     assert upgraded.grad[:, 4:].abs().max() == 0 and upgraded.grad[:, :4].abs().min() > 0
