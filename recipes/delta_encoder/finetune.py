@@ -247,9 +247,11 @@ def measure_budgets(
             "parameters": budget.parameters(model.config, "classification"),
             "trunk_flops": budget.flops(model.config, max_length, delta_ratio=share),
         }
-        for split in EVALUATED_SPLITS:
-            rows = task.rows[split]
-            entry[split] = task.measure(split, predict(model, rows, budget, batch_size))
+        logits = {
+            split: predict(model, task.rows[split], budget, batch_size)
+            for split in EVALUATED_SPLITS
+        }
+        entry |= task.score(logits)
         logger.info("%s: test F1 %.4f", budget, entry["test"]["f1"])
         entries.append(entry)
     return entries

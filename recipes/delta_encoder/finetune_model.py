@@ -142,14 +142,14 @@ def _masked_lm_row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
 @torch.inference_mode()
 def predict(
     model: Any, rows: Sequence[Mapping[str, Any]], budget: DeltaBudget, batch_size: int
-) -> list[Any]:
-    """Return the predicted classes of each row: a number, or a list with one for each token.
+) -> list[Tensor]:
+    """Return the logits of each row: (classes,), or (tokens, classes) of a token classifier.
 
     Rows run in the order of their lengths, so that little is padded, and come back in their own.
     """
     collate = LabelledCollator(model.config.pad_token_id)
     by_length = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
-    predictions: list[Any] = [None] * len(rows)
+    predictions: dict[int, Tensor] = {}
     was_training = model.training
     model.train(False)
     for first in range(0, len(rows), batch_size):
@@ -160,8 +160,8 @@ def predict(
             attention_mask=batch["attention_mask"].to(model.device),
             budget=budget,
         ).logits
-        for number, classes in zip(numbers, logits.argmax(dim=-1).tolist(), strict=True):
+        for number, found in zip(numbers, logits.float().cpu(), strict=True):
             length = len(rows[number]["input_ids"])
-            predictions[number] = classes[:length] if isinstance(classes, list) else classes
+            predictions[number] = found[:length] if found.dim() > 1 else found
     model.train(was_training)
-    return predictions
+    return [predictions[number] for number in range(len(rows))]

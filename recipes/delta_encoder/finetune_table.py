@@ -32,7 +32,8 @@ def finetune_table(study: Mapping[str, Any]) -> str:
     note = (
         f"F1 on the test split after {study['max_steps']:,} steps of {study['batch_size']} rows, "
         f"mean and 95 % interval over {seeds} seeds, pre-trained model {study['pretrained']}. "
-        "Differences by seed, bold where the interval excludes 0."
+        "Differences by seed, bold where the interval excludes 0. Pairs of offers match above a "
+        "threshold chosen on the validation split."
     )
     bars = [
         f"{task} without a look at the row: "

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from ...modeling.delta_encoder_heads import (
     DeltaEncoderForSequenceClassification,
     DeltaEncoderForTokenClassification,
 )
 from ...trainers.losses.masked_lm import IGNORED_LABEL
-from ...trainers.metrics.class_f1 import class_scores
+from ...trainers.metrics.class_f1 import best_f1_threshold, class_scores
 from ...trainers.metrics.span_f1 import Span, SpanCounts, spans_of_tags
 from ..cli_errors import DataError, UsageError
 from ..data.attribute_tags import TaggedTokens, load_attribute_tags, tag_list, tag_tokens
@@ -35,8 +37,8 @@ class FinetuneTask(Protocol):
     facts: Mapping[str, Any]
     baselines: Mapping[str, Mapping[str, float]]
 
-    def measure(self, split: str, predictions: Sequence[Any]) -> dict[str, float]:
-        """Score the predicted classes of each row (one, or one per token), ``f1`` among them."""
+    def score(self, logits: Mapping[str, Sequence[Tensor]]) -> dict[str, dict[str, float]]:
+        """Return the measures of each split, ``f1`` among them, from the logits of its rows."""
         ...
 
 
@@ -52,6 +54,12 @@ class MatchingTask:
     def __init__(self, folder: Path, tokenizer: Any, max_length: int) -> None:
         """Read the pairs and join each to one row of two segments, the longer one cut first."""
         pairs = load_matching_pairs(folder)
+        for split, members in pairs.splits.items():
+            if not any(pair.label for pair in members):
+                raise DataError(
+                    f"{folder}: no pair of the {split} split is a match (label 1), so there is no "
+                    "F1 to measure; put some there"
+                )
         rows: dict[str, list[LabelledRow]] = {}
         for split, members in pairs.splits.items():
             encoded = tokenizer(
@@ -75,9 +83,34 @@ class MatchingTask:
             "always_match": self.measure("test", [1] * count),
         }
 
+    def score(self, logits: Mapping[str, Sequence[Tensor]]) -> dict[str, dict[str, float]]:
+        """Return the measures of `measure`, and F1 at a threshold chosen on ``validation``.
+
+        Matches are rare, so a model may rank pairs well before it calls any of them a match.
+        ``f1_at_threshold`` calls a pair a match where its logit of ``match`` exceeds that of the
+        other class by more than ``match_threshold``; ``f1`` has the threshold 0.
+        """
+        margins = {
+            split: [float(row[1] - row[0]) for row in members] for split, members in logits.items()
+        }
+        threshold = best_f1_threshold(margins["validation"], self._labels("validation"))
+        return {
+            split: {
+                **self.measure(split, [int(margin > 0) for margin in members]),
+                "match_threshold": threshold,
+                "f1_at_threshold": self.measure(
+                    split, [int(margin > threshold) for margin in members]
+                )["f1"],
+            }
+            for split, members in margins.items()
+        }
+
     def measure(self, split: str, predictions: Sequence[int]) -> dict[str, float]:
         """Return accuracy, and precision, recall and F1 of ``match``."""
-        return class_scores(predictions, [row["labels"] for row in self.rows[split]])
+        return class_scores(predictions, self._labels(split))
+
+    def _labels(self, split: str) -> list[int]:
+        return [row["labels"] for row in self.rows[split]]
 
 
 class TaggingTask:
@@ -121,6 +154,13 @@ class TaggingTask:
         }
         self.baselines = {
             "majority_class": self.measure("test", [[outside] * len(row) for row in truth])
+        }
+
+    def score(self, logits: Mapping[str, Sequence[Tensor]]) -> dict[str, dict[str, float]]:
+        """Return the measures of each split for the most likely tags."""
+        return {
+            split: self.measure(split, [row.argmax(dim=-1).tolist() for row in members])
+            for split, members in logits.items()
         }
 
     def measure(self, split: str, predictions: Sequence[Sequence[int]]) -> dict[str, float]:

@@ -77,7 +77,7 @@ def test_every_start_is_measured_at_the_named_budgets(finished: Path) -> None:
         assert [run["settings"]["model"].split("/")[-1] for run in runs] == [
             f"{kind}-0", f"{kind}-1"
         ]  # fmt: skip
-        values = [run["budgets"][0]["test"]["f1"] for run in runs]
+        values = [run["budgets"][0]["test"]["f1_at_threshold"] for run in runs]
         assert entry["f1"]["smallest"]["values"] == values
     assert finetune_table(summary).count("| match_easy |") == 3
 

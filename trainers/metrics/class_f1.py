@@ -1,5 +1,6 @@
-"""Accuracy, precision, recall and F1 of one class of a classification task."""
+"""Accuracy, precision, recall and F1 of one class, and the threshold at which F1 is best."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -34,3 +35,35 @@ def class_scores(
         "recall": true / wanted if wanted else 0.0,
         "f1": 2 * true / (found + wanted) if found + wanted else 0.0,
     }
+
+
+def best_f1_threshold(scores: Sequence[float], labels: Sequence[int]) -> float:
+    """Return the threshold with which the rows scored above it have the best F1.
+
+    Of several such thresholds the highest, half-way between the scores around it. Choose it on
+    other rows than those it is measured on.
+
+    Args:
+        scores: Higher for rows that are more likely positive.
+        labels: 1 for the positive rows, in the same order.
+
+    Raises:
+        ValueError: If no row is positive, there are more or fewer scores than labels, or a score is
+            not finite.
+    """
+    if 1 not in labels:
+        raise ValueError(f"none of {len(labels)} rows is positive; no threshold has an F1 above 0")
+    if len(scores) != len(labels) or not all(map(math.isfinite, scores)):
+        raise ValueError(
+            f"{len(scores)} scores for {len(labels)} labels; give one finite score for each"
+        )
+    ordered = sorted(zip(scores, labels, strict=True), reverse=True)
+    wanted = sum(label == 1 for label in labels)
+    best, threshold, true = 0.0, 0.0, 0
+    for found, (score, label) in enumerate(ordered, start=1):
+        true += label == 1
+        after = ordered[found][0] if found < len(ordered) else score - 2.0
+        # Rows of equal scores are on the same side.
+        if after < score and 2 * true / (found + wanted) > best:
+            best, threshold = 2 * true / (found + wanted), (score + after) / 2
+    return threshold
