@@ -6,7 +6,13 @@ import transformers
 from transformers import PretrainedConfig
 
 from .ddl_budget import DdlBudget
-from .ddl_settings import PAPER_NAMES, PRESETS, VARIANTS, validate_ddl_settings
+from .ddl_settings import (
+    PAPER_NAMES,
+    VARIANTS,
+    preset_of,
+    preset_settings,
+    validate_ddl_settings,
+)
 
 # The first release whose caches hold convolution histories beside keys and values.
 TRANSFORMERS_FLOOR = (5, 17)
@@ -21,7 +27,8 @@ class DdlConfig(PretrainedConfig):
         num_hidden_layers: blocks; each updates the state twice.
         num_attention_heads: heads; must divide ``hidden_size`` unless ``head_dim`` is given.
         head_dim: channels per head; None means hidden_size // num_attention_heads.
-        intermediate_size: channels of the gated MLP; None means ceil(8 d / 3).
+        intermediate_size: channels of the gated MLP; None means ceil(8 d / 3), and the floor of it
+            for the presets of the paper and of its code.
         max_position_embeddings: longest sequence.
         rope_theta: base of the rotary positions.
         rms_norm_eps: floor of the mean square in every norm.
@@ -148,9 +155,12 @@ class DdlConfig(PretrainedConfig):
         Raises:
             ValueError: for another name.
         """
-        if name not in PRESETS:
-            raise ValueError(f"preset {name!r} must be one of {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name], **values})
+        return cls(**preset_settings(name, values))
+
+    @property
+    def preset_name(self) -> str | None:
+        """The preset whose choices these are, whatever the sizes; None if there is none."""
+        return preset_of(self)
 
     @property
     def is_matrix(self) -> bool:
@@ -170,6 +180,8 @@ class DdlConfig(PretrainedConfig):
     @property
     def conv_slots(self) -> int:
         """Convolution histories that each layer of a cache holds; 0 where keys and values do."""
+        if self.conv_kernel == 1:
+            return 0  # No convolution looks back.
         if self.compression == "token":
             # Both reads of a block, the embedding in the first layer and the last read in the last.
             return 3 + self.embed_conv

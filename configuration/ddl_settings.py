@@ -44,6 +44,38 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "ddl-rs": {"v_source": "context", "v_activation": "none", "beta_init": 0.5, "k_eps": 1e-6},
 }
+# These round the width of the MLP down, 8 d // 3; the others round it up.
+FLOOR_PRESETS = ("paper", "reference-code")
+FLAGS = ("qk_norm", "rope_before_qk_norm", "v_bias", "value_residual", "rebuild_state")
+
+
+def preset_settings(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the choices of one public source, and everything else as given.
+
+    Args:
+        name: one of `PRESETS`.
+        values: settings of a configuration; what is given here wins.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} must be one of {', '.join(PRESETS)}")
+    settings = {**PRESETS[name], **values}
+    size: Any = settings.get("hidden_size")
+    # Without a size, and for one that `validate_ddl_settings` refuses, there is nothing to round.
+    if name in FLOOR_PRESETS and settings.get("intermediate_size") is None and _is_count(size):
+        settings["intermediate_size"] = 8 * size // 3
+    return settings
+
+
+def preset_of(config: Any) -> str | None:
+    """Return the preset whose choices a configuration has, whatever its sizes; None if none."""
+    plain = {"v_bias": False, "rope_before_qk_norm": False}
+    for name, choices in PRESETS.items():
+        if all(getattr(config, key) == value for key, value in {**plain, **choices}.items()):
+            return name
+    return None
 
 
 def validate_ddl_settings(config: Any) -> None:
@@ -60,9 +92,21 @@ def validate_ddl_settings(config: Any) -> None:
             f"variant {config.variant!r} must be one of {', '.join(VARIANTS)} (or the paper's "
             f"{', '.join(PAPER_NAMES)})"
         )
+    _check_flags(config)
     _check_choices(config)
+    _check_without_effect(config)
     _check_sizes(config)
     _check_state(config)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_flags(config: Any) -> None:
+    for name in FLAGS:
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name} {getattr(config, name)!r} must be True or False")
 
 
 def _check_choices(config: Any) -> None:
@@ -75,7 +119,7 @@ def _check_choices(config: Any) -> None:
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"{name} {value!r} must be one of {', '.join(allowed)}")
-    if not isinstance(config.beta_init, float | int) or not 0.0 < config.beta_init < 2.0:
+    if not _is_number(config.beta_init) or not 0.0 < config.beta_init < 2.0:
         raise ValueError(
             f"beta_init {config.beta_init!r} must lie in the open interval (0, 2): its gate is "
             "2 sigmoid(x), which never reaches the ends; try 0.5 or 1.0"
@@ -87,14 +131,6 @@ def _check_choices(config: Any) -> None:
         )
     if config.residual_update in MATRIX_UPDATES:
         _check_matrix_update(config)
-    if not isinstance(config.value_residual, bool):
-        raise ValueError(f"value_residual {config.value_residual!r} must be True or False")
-    if config.residual_update == "erase_only" and config.mapping == "v_map":
-        raise ValueError(
-            "residual_update 'erase_only' writes no value, and mapping 'v_map' uses the "
-            "sublayer's output for nothing else; set mapping='k_map'"
-        )
-
     compression = VARIANTS[config.variant][1]
     rebuilds = config.residual_update not in ("write_only", *MATRIX_UPDATES)
     rebuilds = rebuilds and config.variant != "baseline"
@@ -103,6 +139,29 @@ def _check_choices(config: Any) -> None:
             f"rebuild_state needs a delta residual whose state is read token by token, not "
             f"variant {config.variant!r} with residual_update {config.residual_update!r}; set "
             "rebuild_state=False"
+        )
+
+
+def _check_without_effect(config: Any) -> None:
+    """Refuse combinations in which a setting would change nothing."""
+    update, mapping = config.residual_update, config.mapping
+    if update == "erase_only" and mapping == "v_map":
+        raise ValueError(
+            "residual_update 'erase_only' writes no value, and mapping 'v_map' uses the "
+            "sublayer's output for nothing else; set mapping='k_map'"
+        )
+    takes_output = mapping == "v_map" or update == "random_k"
+    # A preset brings its source along and stays whole; alone, the key was set for an effect.
+    if takes_output and config.v_source == "input" and preset_of(config) is None:
+        cause = "mapping 'v_map'" if mapping == "v_map" else "residual_update 'random_k'"
+        raise ValueError(
+            f"v_source 'input' would do nothing: with {cause} the value is read from the "
+            "sublayer's output; set v_source='context', the default"
+        )
+    if update == "frozen_beta" and config.beta_hidden is not None:
+        raise ValueError(
+            f"beta_hidden {config.beta_hidden!r} would do nothing: residual_update 'frozen_beta' "
+            "has no gate; set beta_hidden=None"
         )
 
 
@@ -121,6 +180,11 @@ def _check_matrix_update(config: Any) -> None:
         )
 
 
+def _is_number(value: Any) -> bool:
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
+
+
 def _check_sizes(config: Any) -> None:
     counts = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"]
     counts += ["max_position_embeddings", "conv_kernel", "sinkhorn_iterations"]
@@ -131,12 +195,17 @@ def _check_sizes(config: Any) -> None:
     ]
     for name in counts:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not _is_count(value):
             raise ValueError(f"{name} {value!r} must be a whole number >= 1")
     for name in ("k_eps", "rms_norm_eps", "rope_theta", "v_scale"):
         value = getattr(config, name)
-        if not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        if not _is_number(value) or value <= 0:
             raise ValueError(f"{name} {value!r} must be a finite number above 0")
+    if not _is_number(config.initializer_range) or config.initializer_range < 0:
+        raise ValueError(
+            f"initializer_range {config.initializer_range!r} must be a finite number >= 0; "
+            "try 0.02"
+        )
     if config.head_dim is None:
         if config.hidden_size % config.num_attention_heads:
             raise ValueError(

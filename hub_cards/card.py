@@ -18,18 +18,21 @@ _PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
 }
-# Measure -> title in the metadata, head of its column, decimals. An evaluation has the first four,
-# one of a fine-tuned model the rest.
+# Measure -> title in the metadata (of masked or of predicted tokens), head of its column, decimals.
+# An evaluation has the first four, one of a fine-tuned model the rest.
 _MEASURES = {
-    "cross_entropy": ("Cross-entropy (nats per masked token)", "cross-entropy (95 % interval)", 3),
-    "perplexity": ("Perplexity of masked tokens", "perplexity", 2),
+    "cross_entropy": (
+        "Cross-entropy (nats per {tokens} token)",
+        "cross-entropy (95 % interval)",
+        3,
+    ),
+    "perplexity": ("Perplexity of {tokens} tokens", "perplexity", 2),
     "accuracy": ("Accuracy", "accuracy", 4),
     "ece": ("Expected calibration error", "ECE", 4),
     "f1": ("F1", "F1", 4),
     "precision": ("Precision", "precision", 4),
     "recall": ("Recall", "recall", 4),
 }
-MASKED_LM_TASK = "fill-mask"
 _ORIGINS = {
     "source": "cut from",
     "base_model": "initialised from",
@@ -64,7 +67,7 @@ def write_card(
         snippets=loading_snippets(description, description["folder"]),
         columns=[_MEASURES[name][1] for name in measures_of(evaluation)],
         rows=ladder_rows(description, evaluation),
-        task=task_of(evaluation),
+        task=task_of(description, evaluation),
         task_data=((evaluation or {}).get("data") or {}).get("name"),
         is_masked_lm=description["auto_class"] == "AutoModelForMaskedLM",
         conditions=_conditions(evaluation),
@@ -89,7 +92,10 @@ def card_data(
     if family.is_encoder and description["has_tokenizer"]:
         tags += ["sentence-transformers", "feature-extraction"]
     row = measured_row(evaluation, description["budget"])
-    results = [] if row is None or evaluation is None else _results(row, evaluation)
+    results = []
+    if row is not None and evaluation is not None:
+        tokens = "masked" if family.is_encoder else "predicted"
+        results = _results(row, evaluation, task_of(description, evaluation), tokens)
     return ModelCardData(
         model_name=f"{family.title} {description['budget']}",
         library_name="transformers",
@@ -125,22 +131,24 @@ def measures_of(evaluation: dict[str, Any] | None) -> list[str]:
     return [name for name in _MEASURES if any(row.get(name) is not None for row in rows)]
 
 
-def task_of(evaluation: dict[str, Any] | None) -> str:
-    """Return what was measured: a task of the labelled sets, or masked-language modelling."""
-    return str((evaluation or {}).get("task") or MASKED_LM_TASK)
+def task_of(description: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
+    """Return what was measured: a task of the labelled sets, or what the model was trained for."""
+    return str((evaluation or {}).get("task") or _PIPELINES[description["auto_class"]])
 
 
-def _results(row: dict[str, Any], evaluation: dict[str, Any]) -> list[EvalResult]:
+def _results(
+    row: dict[str, Any], evaluation: dict[str, Any], task: str, tokens: str
+) -> list[EvalResult]:
     data = evaluation["data"]
     name = data.get("name") or data.get("path") or "evaluation text"
     return [
         EvalResult(
-            task_type=task_of(evaluation),
+            task_type=task,
             dataset_type=name,
             dataset_name=name,
             dataset_split=data.get("split"),
             metric_type=metric,
-            metric_name=title,
+            metric_name=title.format(tokens=tokens),
             metric_value=row[metric],
         )
         for metric, (title, _, _) in _MEASURES.items()

@@ -14,6 +14,7 @@ def loading_snippets(description: dict[str, Any], name: str) -> list[str]:
         description: content of ``nestling.json``.
         name: folder or repository named in the blocks.
     """
+    # The tokenizer too: it asks the configuration what it belongs to.
     trusted = "" if description["format"] == "native" else ", trust_remote_code=True"
     named = NAME_LINE.format(name=name)
     auto_class = description["auto_class"]
@@ -25,7 +26,7 @@ def loading_snippets(description: dict[str, Any], name: str) -> list[str]:
         return blocks
     blocks[0] = (
         f"from transformers import {auto_class}, AutoTokenizer\n\n{named}\n"
-        f"tokenizer = AutoTokenizer.from_pretrained(name)\n"
+        f"tokenizer = AutoTokenizer.from_pretrained(name{trusted})\n"
         f"model = {auto_class}.from_pretrained(name{trusted})\n"
         'outputs = model(**tokenizer("an example sentence", return_tensors="pt"))'
     )
@@ -38,7 +39,7 @@ def loading_snippets(description: dict[str, Any], name: str) -> list[str]:
     if auto_class == "AutoModelForCausalLM":
         blocks.append(
             f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\n{named}\n"
-            f"tokenizer = AutoTokenizer.from_pretrained(name)\n"
+            f"tokenizer = AutoTokenizer.from_pretrained(name{trusted})\n"
             f"model = AutoModelForCausalLM.from_pretrained(name{trusted})\n"
             'prompt = tokenizer("an example", return_tensors="pt", add_special_tokens=False)\n'
             "written = model.generate(**prompt, max_new_tokens=8)\n"

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .delta_residual import at_least_fp32
 from .eager_attention import eager_attention
 from .rotary_embedding import rotate
 
 
 class RmsNorm(nn.Module):
-    """``g x / sqrt(mean(x^2) + eps)`` over the last axis, in fp32."""
+    """``g x / sqrt(mean(x^2) + eps)`` over the last axis, in fp32; fp64 stays fp64."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -21,9 +22,9 @@ class RmsNorm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Normalise (..., size)."""
-        wide = states.float()
+        wide = at_least_fp32(states)
         wide = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        return (wide * self.weight.float()).to(states.dtype)
+        return (wide * self.weight.to(wide.dtype)).to(states.dtype)
 
 
 class ValueResidual(nn.Module):

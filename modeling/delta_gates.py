@@ -43,6 +43,23 @@ class WideLinear(nn.Linear):
             return F.linear(input, self.weight.to(input.dtype), bias)
 
 
+class FixedLinear(nn.Linear):
+    """A linear map that is never trained, however its weight got there.
+
+    Loading makes every parameter trainable, so both the parameter and its use say it.
+    """
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Take a parameter as one without a gradient."""
+        if param is not None:
+            param.requires_grad_(False)
+        super().register_parameter(name, param)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return F.linear(input, self.weight.detach())
+
+
 class BetaLogit(WideLinear):
     """The last layer of a gate, which starts at zero weights and the bias of ``beta_init``."""
 
@@ -104,9 +121,10 @@ class DeltaUpdate(nn.Module):
         self.value = NestedLinear(size, config.d_value, config.v_bias) if needs_value else None
         # The direction of its own that a value map needs; at random it is never trained.
         self.key: nn.Linear | None = None
-        if config.mapping == "v_map" or config.residual_update == "random_k":
+        if config.residual_update == "random_k":
+            self.key = FixedLinear(size, size, bias=False)
+        elif config.mapping == "v_map":
             self.key = nn.Linear(size, size, bias=False)
-            self.key.weight.requires_grad_(config.residual_update != "random_k")
 
     def forward(
         self,

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .delta_residual import at_least_fp32
 from .parameter_start import fill_start
 
 # The least weight of a stream in a read, and of an entry in a mixing before it is normalised: a
@@ -43,7 +44,7 @@ MIX_SCALE = 0.01
 
 
 class Connection(NamedTuple):
-    """How one sublayer is connected to the streams of each token, in fp32.
+    """How one sublayer is connected to the streams of each token, in fp32 or fp64.
 
     Attributes:
         read: (batch, tokens, v), weight of each stream in what the sublayer reads.
@@ -99,17 +100,18 @@ class HyperConnection(nn.Module):
         """Connect to (batch, tokens, v, d)."""
         v = state.shape[-2]
         maps = (self.read_map[:v, :v], self.write_map[:v, :v], self.mix_map[:v, :v, :v])
-        weight = torch.cat([part.reshape(-1, v * state.shape[-1]) for part in maps]).float()
-        flat = state.flatten(-2).float()
+        flat = at_least_fp32(state.flatten(-2))
+        wide = flat.dtype
+        weight = torch.cat([part.reshape(-1, v * state.shape[-1]) for part in maps]).to(wide)
         with torch.autocast(state.device.type, enabled=False):
             logits = F.linear(flat, weight)
         # Dividing after the product spares a normed copy of the state.
         logits = logits * (flat.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         read, write, mix = logits.split([v, v, v * v], dim=-1)
-        a_read, a_write, a_mix = self.scales.float()
-        read = a_read * read + self.read_bias[:v].float()
-        write = a_write * write + self.write_bias[:v].float()
-        mix = a_mix * mix.unflatten(-1, (v, v)) + self.mix_bias[:v, :v].float()
+        a_read, a_write, a_mix = self.scales.to(wide)
+        read = a_read * read + self.read_bias[:v].to(wide)
+        write = a_write * write + self.write_bias[:v].to(wide)
+        mix = a_mix * mix.unflatten(-1, (v, v)) + self.mix_bias[:v, :v].to(wide)
         return Connection(
             read=torch.sigmoid(read) + FLOOR,
             write=2 * torch.sigmoid(write),
@@ -137,7 +139,7 @@ def read_streams(state: Tensor, connection: Connection) -> Tensor:
 
 
 def write_streams(state: Tensor, output: Tensor, connection: Connection) -> Tensor:
-    """Return ``M X + w h^T`` in the dtype of the state; the sum is in fp32.
+    """Return ``M X + w h^T`` in the dtype of the state; the sum is in fp32 or fp64.
 
     Args:
         state: (batch, tokens, v, d), X.
@@ -145,6 +147,6 @@ def write_streams(state: Tensor, output: Tensor, connection: Connection) -> Tens
         connection: of the sublayer that gave ``output``.
     """
     with torch.autocast(state.device.type, enabled=False):
-        mixed = torch.matmul(connection.mix, state.float())
+        mixed = torch.matmul(connection.mix, at_least_fp32(state))
     written = connection.write.unsqueeze(-1) * output.unsqueeze(-2)
     return (mixed + written).to(state.dtype)

@@ -4,6 +4,8 @@ Shapes cost nothing to compare. Values are looked at on the CPU, or where the ca
 device anyway; traced code is left alone, because values must not decide its path.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -90,6 +92,33 @@ def require_positions(position_ids: Tensor, rows: int, tokens: int) -> None:
         raise ValueError(
             f"position_ids has shape {tuple(position_ids.shape)}, the input ({rows}, {tokens}); "
             f"give a position per token, or (1, {tokens}) for all rows"
+        )
+
+
+def require_whole_rows(attention_mask: Any, position_ids: Tensor | None) -> None:
+    """Refuse what keeps parts of a row apart in attention but not in convolutions over time.
+
+    Args:
+        attention_mask: a tensor or another mask with a shape, or None.
+        position_ids: (batch or 1, tokens) where they tell attention about packed documents, else
+            None. The code that makes masks of them waits for the device as well.
+
+    Raises:
+        ValueError: for a mask that is not (batch, tokens), or positions that do not count on.
+    """
+    if attention_mask is not None and len(attention_mask.shape) != 2:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but convolutions over time "
+            "know only padding; give a mask of (batch, tokens), or take a variant without them, "
+            "such as 'ddl-cc'"
+        )
+    if is_traced() or position_ids is None or position_ids.shape[-1] < 2:
+        return
+    if bool((position_ids.diff(dim=-1) != 1).any()):
+        raise ValueError(
+            "position_ids start again within a row, but convolutions over time would mix the "
+            "documents; give each document a row of its own, padded with an attention_mask, or "
+            "take a variant without them, such as 'ddl-cc'"
         )
 
 

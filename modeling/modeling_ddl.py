@@ -25,7 +25,7 @@ from .ddl_output import DdlOutput, refuse_beside_budgets
 from .ddl_sublayers import RmsNorm
 from .delta_gates import Update
 from .delta_residual import StateTape
-from .input_checks import is_traced, require_ids
+from .input_checks import is_traced, require_ids, require_whole_rows
 from .rotary_embedding import rotary_tables
 from .sliceable_ddl import DdlPreTrainedModel
 from .state_reading import ConvHistory, EmbeddingSpread
@@ -110,7 +110,9 @@ class DdlModel(DdlPreTrainedModel):
             ``last_hidden_state`` of shape (batch, tokens, d), after the final norm.
 
         Raises:
-            ValueError: unless exactly one of ``input_ids`` and ``inputs_embeds`` is given.
+            ValueError: unless exactly one of ``input_ids`` and ``inputs_embeds`` is given, and
+                for packed documents or a 4-D mask where a convolution would mix what they keep
+                apart.
         """
         chosen = self.active_budget if budget is None else self._checked(budget)
         chosen = chosen or DdlBudget.full(self.config)
@@ -201,6 +203,10 @@ class DdlModel(DdlPreTrainedModel):
             require_ids(input_ids, self.embeddings.weight.shape[0])
             embeds = self.embeddings(input_ids)
         assert embeds is not None
+        if self.config.conv_slots and not isinstance(attention_mask, dict):
+            # Positions tell attention about documents only beside neither a mask nor a cache.
+            packed = position_ids if attention_mask is None and cache is None else None
+            require_whole_rows(attention_mask, packed)
         seen = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = torch.arange(embeds.shape[1], device=embeds.device)[None] + seen
@@ -278,7 +284,7 @@ class DdlModel(DdlPreTrainedModel):
             position_ids=position_ids,
         )
         is_real = None
-        if self.config.conv_slots and given is not None and given.dim() == 2:
+        if self.config.conv_slots and given is not None:
             is_real = given[:, -embeds.shape[1] :]
         return mask, is_real
 

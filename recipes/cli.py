@@ -3,6 +3,7 @@
 Heavy imports stand inside the verbs, so that ``--help``, ``list`` and usage errors are quick.
 """
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from .cli_errors import (
 )
 from .cli_measuring import verbs as measuring_verbs
 from .console import show_error, show_line, show_rows
+from .original_flags import nearest_flag
 
 app = typer.Typer(
     name="nestling",
@@ -42,7 +44,9 @@ Overrides = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a trained model.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder of a trained model, or of its run.")
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an exported model.")]
 TokenRatio = Annotated[
     float | None,
@@ -124,9 +128,13 @@ def train(
     dry_run: DryRun = False,
 ) -> None:
     """Train a recipe; leaves model/, metrics.json, events.jsonl and recipe.yaml in output_dir."""
+    from .ddl_validation import check_sweep
     from .recipe_loader import load_recipe, recipe_yaml
+    from .recipe_overrides import split_arguments
     from .saved_model import family_module
 
+    if all_variants:
+        check_sweep(split_arguments(overrides))
     recipe = load_recipe(overrides)
     if all_variants and recipe.family != "ddl":
         raise UsageError(f"--all-variants needs a recipe of family ddl, not {recipe.family}")
@@ -213,8 +221,11 @@ def export(
     """Cut a trained model and write self-contained folders."""
     if (budget is None) == (not budgets):
         raise UsageError("give either --budgets B1 B2 … (one folder each) or --budget B (one cut)")
+    from .saved_model import family_of_folder, model_folder
+
+    # Before torch is imported.
+    model = model_folder(model)
     from ..hub_cards.export_slices import export as export_slices
-    from .saved_model import family_of_folder
 
     if delta_token_ratio is not None:
         _check_ratio(family_of_folder(model), delta_token_ratio)
@@ -313,7 +324,7 @@ def _run(arguments: Sequence[str]) -> int:
             standalone_mode=False,
         )
     except typer.TyperException as error:
-        show_error(_usage_line(error))
+        show_error(_usage_line(error, shown))
         return USAGE
     except typer.Abort:
         code = INTERRUPTED
@@ -327,10 +338,16 @@ def _run(arguments: Sequence[str]) -> int:
     return int(code or 0)
 
 
-def _usage_line(error: typer.TyperException) -> str:
+def _usage_line(error: typer.TyperException, arguments: Sequence[str]) -> str:
     text = " ".join(error.format_message().split())
-    if text.startswith("No such option"):
-        text += " Recipe keys are written key=value, for example training.lr=5e-4."
+    if text.startswith("No such option: --"):
+        # The framework may name options that it finds alike; they are weighed with the others.
+        flag, *alike = re.findall(r"--[^\s,()]+", text)
+        hint = nearest_flag(flag, alike, arguments) or "."
+        text = (
+            f"No such option: {flag}{hint} Recipe keys are written key=value, for example "
+            "training.lr=5e-4."
+        )
     return f"{text} (nestling --help)"
 
 

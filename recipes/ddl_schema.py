@@ -10,9 +10,9 @@ class DdlModelSection:
     """Shape of the decoder and its residual.
 
     Attributes:
-        preset: paper, reference-code or ddl-rs: where the value comes from, beta_init, k_eps and
-            the order of rotation and norm, unless a key below says otherwise. None means the
-            defaults of the configuration, which are those of ddl-rs.
+        preset: paper, reference-code or ddl-rs: where the value comes from, beta_init, k_eps, the
+            order of rotation and norm and how the width of the MLP is rounded, unless a key below
+            says otherwise. None means the defaults of the configuration, which are those of ddl-rs.
         variant: baseline, ddl, ddl-tokenconv, ddl-ec, ddl-cc, ddl-cc-ec, or the paper's name.
         d_value: value channels of the state; None means 4 for a matrix state and 1 for a vector.
         vocab_size: rows of the embedding; None takes the tokenizer's size.
@@ -20,7 +20,8 @@ class DdlModelSection:
         num_hidden_layers: blocks.
         num_attention_heads: heads.
         head_dim: channels per head; None means hidden_size // num_attention_heads.
-        intermediate_size: channels of the gated MLP; None means ceil(8 hidden_size / 3).
+        intermediate_size: channels of the gated MLP; None means ceil(8 hidden_size / 3), rounded
+            down instead with the presets paper and reference-code.
         max_position_embeddings: longest sequence, in tokens; None takes data.max_length, but 128 at
             least.
         rope_theta: base of the rotary positions.
@@ -88,7 +89,8 @@ class DdlDataSection(TextSection):
 
     Attributes:
         tokenizer: bytes (256 bytes and an end mark), train (a byte-level BPE of vocab_size), ids
-            (``path`` and ``valid_path`` hold token ids), or a folder or Hub name.
+            (``path`` and ``valid_path`` hold token ids), or a folder or Hub name. With bytes a
+            .txt file of numbers is read as ids, too, unless ``source`` says files.
         valid_path: file or folder of the validation split; None holds out part of ``path``.
         train_tokens: token ids as text, such as "1 2 3", instead of a path.
         valid_tokens: token ids of the validation split.

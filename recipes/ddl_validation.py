@@ -4,7 +4,8 @@ The values of the model are checked by the code the configuration itself uses, s
 fails before anything is loaded and with the same words.
 """
 
-from dataclasses import fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,10 @@ PRESET_KEYS = {
 }
 # The original's default: a model trained on short rows may still generate more than a row.
 SHORTEST_CONTEXT = 128
+ONE_VALUE_CHANNEL = (
+    "model.d_value is 1, but four of the six variants have a matrix state; set model.d_value=4, or "
+    "null, which is 4 for them and 1 for the others"
+)
 # Stands for a vocabulary that only the tokenizer knows.
 ANY_SIZE = 1
 
@@ -45,6 +50,22 @@ def check_ddl(recipe: DdlRecipe) -> None:
             "loss.next_token_weight is 0, so nothing would be learned; set it above 0"
         )
     _check_budgets(recipe)
+
+
+def check_sweep(overrides: Iterable[tuple[str, str]]) -> None:
+    """Refuse what not all six variants can have, in the words of the command line.
+
+    Composed with one variant, the recipe would be refused in the name of that variant, which
+    nobody asked for.
+
+    Args:
+        overrides: keys and values of the command line, the last of a key decides.
+
+    Raises:
+        UsageError: for a single value channel.
+    """
+    if dict(overrides).get("model.d_value", "").strip() == "1":
+        raise UsageError(ONE_VALUE_CHANNEL)
 
 
 def slug_of(variant: str) -> str:
@@ -97,7 +118,7 @@ def _check_model(recipe: DdlRecipe) -> None:
         )
     settings = model_settings(section, recipe.data.max_length)
     if section.init_from is not None:
-        _check_start(section)
+        _refuse_shape(section, _changed_shape(section))
         return
     vocabulary = section.vocab_size or ANY_SIZE
     shape = SimpleNamespace(
@@ -117,22 +138,48 @@ def _check_model(recipe: DdlRecipe) -> None:
 
 # Keys that say something about a run that starts from a checkpoint.
 STARTING_KEYS = ("init_from", "value_budgets", "depth_budgets", "attn_implementation")
+SHAPE_KEYS = tuple(f.name for f in fields(DdlModelSection) if f.name not in STARTING_KEYS)
 
 
-def _check_start(section: DdlModelSection) -> None:
-    """Refuse keys of the model that a checkpoint would silently overrule."""
+def with_shape_of_start(
+    recipe: DdlRecipe, typed: Collection[str], written: Mapping[str, Any]
+) -> DdlRecipe:
+    """Return a recipe without a shape of its own where its model comes from a checkpoint.
+
+    Every recipe states a shape; whoever starts from a checkpoint with it did not ask for that one.
+
+    Args:
+        recipe: as composed.
+        typed: keys of the command line.
+        written: the ``model`` keys of the recipe's own file. Where it names the checkpoint, its
+            shape is asked for too, but for the defaults: a saved recipe spells them out.
+
+    Raises:
+        UsageError: for a shape that was asked for, which the checkpoint would overrule.
+    """
+    section, default = recipe.model, DdlModelSection()
+    if section.init_from is None:
+        return recipe
+    asked = {name for name in SHAPE_KEYS if f"model.{name}" in typed}
+    asked = {name for name in asked if getattr(section, name) is not None}
+    if written.get("init_from") is not None:
+        asked |= _changed_shape(section) & written.keys()
+    _refuse_shape(section, asked)
+    shape = {name: getattr(default, name) for name in SHAPE_KEYS}
+    return replace(recipe, model=replace(section, **shape))
+
+
+def _changed_shape(section: DdlModelSection) -> set[str]:
     default = DdlModelSection()
-    given = [
-        f"model.{item.name}={getattr(section, item.name)}"
-        for item in fields(section)
-        if item.name not in STARTING_KEYS
-        and getattr(section, item.name) != getattr(default, item.name)
-    ]
+    return {n for n in SHAPE_KEYS if getattr(section, n) != getattr(default, n)}
+
+
+def _refuse_shape(section: DdlModelSection, names: Collection[str]) -> None:
+    given = [f"model.{name}={getattr(section, name)}" for name in SHAPE_KEYS if name in names]
     if given:
         raise UsageError(
             f"model.init_from={section.init_from} brings its own shape and residual, but "
-            f"{', '.join(given)} is given as well; drop these keys, or "
-            "drop model.init_from"
+            f"{', '.join(given)} is given as well; drop these keys, or drop model.init_from"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,16 @@ from typing import Any
 from .cli_errors import CommandError, ModelFolderError, UsageError
 from .data.token_ids import parse_token_ids, require_vocabulary
 from .nearest_match import did_you_mean
+from .saved_model import model_folder
 
 logger = logging.getLogger(__name__)
+
+_DOCUMENTED = re.compile(r"^ +(\w+) \(`(int|float|bool)`[,)]", re.MULTILINE)
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((float, int), "a number"),
+    "bool": ((bool,), "true or false"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,27 +89,11 @@ def generate_text(folder: Path, request: Request) -> list[str]:
         DataError: for a prompt that is not made of the model's tokens.
     """
     request.check()
-    extra = dict(_setting(word) for word in request.settings)
+    given = _settings(request)
     from transformers import GenerationConfig, set_seed
 
     model, tokenizer = _load(folder, request.budget)
     ids = _prompt_ids(request, tokenizer, model.config.vocab_size)
-    values: dict[str, Any] = {
-        "max_new_tokens": request.max_new_tokens,
-        "do_sample": request.do_sample,
-        "num_beams": request.num_beams,
-        "temperature": request.temperature,
-        "top_k": request.top_k,
-        "top_p": request.top_p,
-        **extra,
-    }
-    known = vars(GenerationConfig())
-    unknown = next((name for name in values if name not in known), None)
-    if unknown is not None:
-        raise UsageError(
-            f"GenerationConfig has no setting {unknown!r}{did_you_mean(unknown, known)}"
-        )
-    given = {name: value for name, value in values.items() if value is not None}
     ends = {name: vars(model.config).get(name) for name in ("pad_token_id", "eos_token_id")}
     if ends["pad_token_id"] is None:
         ends["pad_token_id"] = ends["eos_token_id"] or 0
@@ -111,7 +104,8 @@ def generate_text(folder: Path, request: Request) -> list[str]:
         raise
     except (TypeError, ValueError) as error:
         cause = " ".join(str(error).split())
-        raise UsageError(f"cannot generate with these settings: {cause}") from error
+        shown = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise UsageError(f"cannot generate with {shown}: {cause}") from error
     lines = []
     for row in outputs:
         if tokenizer is not None:
@@ -123,10 +117,6 @@ def generate_text(folder: Path, request: Request) -> list[str]:
 def _continue(model: Any, ids: list[int], settings: Any) -> list[list[int]]:
     import torch
 
-    if not isinstance(settings.do_sample, bool):
-        raise UsageError(f"do_sample is {settings.do_sample!r}, it must be true or false")
-    if not isinstance(settings.max_new_tokens, int):
-        raise UsageError(f"max_new_tokens is {settings.max_new_tokens!r}, it must be a number >= 1")
     wanted, longest = len(ids) + settings.max_new_tokens, model.config.max_position_embeddings
     if wanted > longest:
         logger.warning(
@@ -149,6 +139,33 @@ def _continue(model: Any, ids: list[int], settings: Any) -> list[list[int]]:
     return [list(row) for row in outputs.tolist()]
 
 
+def _settings(request: Request) -> dict[str, Any]:
+    """Return the settings of GenerationConfig that were given, by name.
+
+    Raises:
+        UsageError: for one that does not exist, or whose value is of another type.
+    """
+    from transformers import GenerationConfig
+
+    known = vars(GenerationConfig())
+    names = ("max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p")
+    values = {name: getattr(request, name) for name in names}
+    values.update(_setting(word) for word in request.settings)
+    unknown = next((name for name in values if name not in known), None)
+    if unknown is not None:
+        raise UsageError(
+            f"GenerationConfig has no setting {unknown!r}{did_you_mean(unknown, known)}"
+        )
+    given = {name: value for name, value in values.items() if value is not None}
+    # It checks few types itself; its documentation states them.
+    documented = dict(_DOCUMENTED.findall(GenerationConfig.__doc__ or ""))
+    for name, value in given.items():
+        types, allowed = _TYPES.get(documented.get(name, ""), ((), ""))
+        if types and type(value) not in types:
+            raise UsageError(f"{name} is {value!r}, it must be {allowed}; set {name}=…")
+    return given
+
+
 def _setting(word: str) -> tuple[str, Any]:
     name, equals, value = word.partition("=")
     if not equals or not name:
@@ -160,17 +177,19 @@ def _setting(word: str) -> tuple[str, Any]:
 
 
 def _load(folder: Path, budget: str | None) -> tuple[Any, Any]:
+    found = model_folder(folder)
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..modeling.families import register_families
 
-    places = (folder, folder / "model")
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    if found is None:
-        raise ModelFolderError(f"{folder} has no config.json; give the folder of a saved model")
     register_families()
     try:
         model = AutoModelForCausalLM.from_pretrained(found).eval()
+    except SafetensorError as error:
+        raise ModelFolderError(
+            f"{_damaged_weights(found)} is damaged: {error}; copy or export the model again"
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         cause = str(error).splitlines()[0]
         raise ModelFolderError(f"{found} holds no decoder that can be loaded: {cause}") from error
@@ -180,6 +199,19 @@ def _load(folder: Path, budget: str | None) -> tuple[Any, Any]:
         model = model.slice(budget)
     has_tokenizer = (found / "tokenizer_config.json").is_file()
     return model, AutoTokenizer.from_pretrained(found) if has_tokenizer else None
+
+
+def _damaged_weights(folder: Path) -> Path:
+    """Return the file of weights that cannot be opened; the folder where all can."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            return path
+    return folder
 
 
 def _prompt_ids(request: Request, tokenizer: Any, vocab_size: int) -> list[int]:

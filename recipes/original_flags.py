@@ -6,6 +6,7 @@ Flags that our verbs have themselves are left alone.
 """
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from .cli_errors import UsageError
@@ -48,6 +49,8 @@ TRAIN_KEYS = {
 }
 # Flags of other verbs that are spelled differently here.
 OTHER_FLAGS = {"generate": {"--checkpoint": "--model"}}
+# Of a misspelt flag to the one that was meant; --lr is no --layers.
+LEAST_LIKENESS = 0.7
 
 
 def translate_flags(arguments: Sequence[str]) -> list[str]:
@@ -59,11 +62,31 @@ def translate_flags(arguments: Sequence[str]) -> list[str]:
     Raises:
         UsageError: for a flag without its value.
     """
-    verb = next((word for word in arguments if not word.startswith("-")), "")
+    verb = _verb(arguments)
     if verb == "train":
         return _translate_train(list(arguments))
     renamed = OTHER_FLAGS.get(verb, {})
     return [renamed.get(argument, argument) for argument in arguments]
+
+
+def nearest_flag(flag: str, known: Sequence[str], arguments: Sequence[str]) -> str:
+    """Return ``; did you mean --FLAG?`` for a misspelt flag, or nothing.
+
+    Args:
+        flag: what was typed, such as ``--dmodel``.
+        known: flags of the verb's own; those of the original are added.
+        arguments: the whole command line, without the name of the program.
+    """
+    verb = _verb(arguments)
+    originals = TRAIN_KEYS if verb == "train" else OTHER_FLAGS.get(verb, {})
+    # Without the dashes, which make all flags look alike.
+    names = [name.lstrip("-") for name in (*known, *originals)]
+    match = get_close_matches(flag.lstrip("-"), names, n=1, cutoff=LEAST_LIKENESS)
+    return f"; did you mean --{match[0]}?" if match else ""
+
+
+def _verb(arguments: Sequence[str]) -> str:
+    return next((word for word in arguments if not word.startswith("-")), "")
 
 
 def _translate_train(arguments: list[str]) -> list[str]:

@@ -5,13 +5,15 @@ change, and no global state left behind. Hydra is imported on first use, since i
 of a second.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from .cli_errors import ModelFolderError, UsageError
+from .ddl_schema import DdlRecipe
+from .ddl_validation import with_shape_of_start
 from .nearest_match import did_you_mean
 from .recipe_catalogue import RECIPES_FOLDER, find_recipe
 from .recipe_overrides import (
@@ -68,7 +70,7 @@ def load_saved_recipe(folder: Path, arguments: Sequence[str] = ()) -> Recipe:
     for place in (folder, folder.resolve().parent):
         if (place / SAVED_NAME).is_file():
             path = (place / SAVED_NAME).resolve()
-            _require_measuring(overrides, RECIPE_SCHEMAS[_family_of_file(path)])
+            _require_measuring(overrides, RECIPE_SCHEMAS[_family_of(_read_file(path), path)])
             return _load_file(path, overrides)
     raise ModelFolderError(
         f"{folder} has no {SAVED_NAME} beside it; give the model folder of a finished run"
@@ -120,17 +122,20 @@ def save_recipe(recipe: Recipe, folder: Path) -> Path:
 
 
 def _load_file(path: Path, overrides: Sequence[Override]) -> Recipe:
-    family = _family_of_file(path)
+    content = _read_file(path)
+    family = _family_of(content, path)
     schema = RECIPE_SCHEMAS[family]
     lines = hydra_overrides(overrides, schema)
     with _one_line_errors(path, schema):
         recipe = _compose(path, family, lines)
+    if isinstance(recipe, DdlRecipe):
+        typed = {override.key for override in overrides}
+        recipe = with_shape_of_start(recipe, typed, content.get("model") or {})
     validate(recipe)
     return recipe
 
 
-def _family_of_file(path: Path) -> str:
-    """Read the family from ``family:`` or from the shipped recipe named in ``defaults:``."""
+def _read_file(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -139,6 +144,11 @@ def _family_of_file(path: Path) -> str:
         raise UsageError(f"recipe {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"recipe {path} is not a mapping of sections; see a shipped recipe")
+    return content
+
+
+def _family_of(content: Mapping[str, Any], path: Path) -> str:
+    """Return the family in ``family:``, or of the shipped recipe named in ``defaults:``."""
     candidates = [content.get("family")]
     for default in content.get("defaults") or []:
         candidates.append(str(default).lstrip("/").partition("/")[0])

@@ -9,6 +9,22 @@ from types import ModuleType
 from ..modeling.families import FAMILIES
 from .cli_errors import ModelFolderError, UsageError
 
+CONFIG = "config.json"
+
+
+def model_folder(folder: Path) -> Path:
+    """Return the folder that holds a model: itself, or ``model/`` of a run.
+
+    Raises:
+        ModelFolderError: if neither holds one.
+    """
+    for place in (folder, folder / "model"):
+        if (place / CONFIG).is_file():
+            return place
+    raise ModelFolderError(
+        f"{folder} has no {CONFIG}; give the folder of a saved model, or of a finished run"
+    )
+
 
 def family_of_folder(folder: Path) -> str:
     """Read the family of a model from the ``model_type`` of its config.json.
@@ -19,10 +35,7 @@ def family_of_folder(folder: Path) -> str:
     Raises:
         ModelFolderError: if the folder is no model, or a model of another kind.
     """
-    places = (folder / "config.json", folder / "model" / "config.json")
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise ModelFolderError(f"{folder} has no config.json; give the folder of a saved model")
+    path = model_folder(folder) / CONFIG
     try:
         model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError, TypeError) as error:

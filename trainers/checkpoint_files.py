@@ -140,8 +140,12 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
 
     Whether its files are still whole is the question of `verify_checkpoint`.
     """
-    complete = [p for p in list_checkpoints(Path(output_dir)) if (p / MANIFEST_NAME).is_file()]
+    complete = _complete_checkpoints(Path(output_dir))
     return complete[-1] if complete else None
+
+
+def _complete_checkpoints(output_dir: Path) -> list[Path]:
+    return [path for path in list_checkpoints(output_dir) if (path / MANIFEST_NAME).is_file()]
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
@@ -151,8 +155,8 @@ def verify_checkpoint(checkpoint: Path) -> None:
         checkpoint: The checkpoint folder.
 
     Raises:
-        CheckpointError: Naming the first file that is missing, truncated or changed, and the
-            checkpoint to resume from instead.
+        CheckpointError: Naming the first file that is missing, truncated or changed, and how the
+            run goes on without it.
     """
     try:
         entries = json.loads((checkpoint / MANIFEST_NAME).read_text())["files"]
@@ -197,10 +201,10 @@ def _compare(path: Path, size: int, crc32: int) -> str | None:
 
 
 def _instead_of(checkpoint: Path) -> str:
-    others = [path for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
-    if others:
-        return f"resume from the previous one: {others[-1]}"
-    return "no other checkpoint is left: start the run again"
+    """Say what to do: a run goes on from the newest complete checkpoint that is there."""
+    others = [path for path in _complete_checkpoints(checkpoint.parent) if path != checkpoint]
+    next_one = f"goes on from {others[-1].name}" if others else "starts anew: there is no other"
+    return f"remove {checkpoint} and give the same command again, which then {next_one}"
 
 
 def _crc32(path: Path) -> int:

@@ -6,6 +6,7 @@ So L does not depend on how the rows are cut into micro-batches, accumulation st
 (a batch-coupled term excepted: it says so in the `train_start` event).
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -36,6 +37,8 @@ from .random_state import RandomState
 from .schedules import Constant, Schedule, WarmupCosine
 from .training_arguments import NestlingTrainingArguments
 from .whole_step_sampler import TrainSampler, WholeStepSampler
+
+logger = logging.getLogger(__name__)
 
 _LOSS_LOG_NAME = "loss_log"
 
@@ -255,6 +258,15 @@ class HookedTrainer(CheckpointingTrainer):
         """
         if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.COSINE:
             warmup_steps = self.args.get_warmup_steps(num_training_steps)
+            if self.args.warmup_steps >= num_training_steps and self.is_world_process_zero():
+                logger.warning(
+                    "warmup_steps is %d and the run has %d steps: the learning rate only reaches "
+                    "%.3g of %.3g; lower warmup_steps",
+                    warmup_steps,
+                    num_training_steps,
+                    self.args.learning_rate * num_training_steps / (warmup_steps + 1),
+                    self.args.learning_rate,
+                )
             cosine, factor = WarmupCosine(warmup_steps, self.args.min_lr_ratio), self.lr_factor
             self.lr_scheduler = LambdaLR(
                 optimizer or self.create_optimizer(),

@@ -1,7 +1,7 @@
 """The ``data`` keys of a decoder's recipe in, streams of token ids out."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from .documents import (
     texts_of_split,
 )
 from .text_columns import ColumnChoice
-from .token_ids import holds_token_ids, parse_token_ids, read_token_ids
+from .token_ids import is_meant_as_token_ids, parse_token_ids, read_token_ids
 from .token_stream import (
     SCHEMA_VERSION,
     TokenStreams,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BYTES, TRAINED, IDS = "bytes", "train", "ids"
+AS_TEXT = " (to read the file as text, set data.source=files data.tokenizer=bytes)"
 # Below this losses, accuracies and calibrations of a validation split are mostly chance.
 FEW_PREDICTED = 100
 # Keys that do not change which tokens there are.
@@ -67,8 +68,15 @@ def build_streams(section: DdlDataSection) -> TokenStreams:
     return streams
 
 
-def prepare_streams(section: DdlDataSection) -> None:
+def prepare_streams(
+    section: DdlDataSection, check: Callable[[TokenStreams], object] | None = None
+) -> None:
     """Fill the folder ``pretokenized_path``; a finished one is only checked.
+
+    Args:
+        section: the ``data`` keys.
+        check: raises for streams that are of no use. Nothing is written then, so that the corrected
+            command does not meet a folder of other tokens.
 
     Raises:
         DataError: if it was made with other keys, or the data cannot be used.
@@ -78,7 +86,10 @@ def prepare_streams(section: DdlDataSection) -> None:
     folder = Path(section.pretokenized_path)
     found = read_description(folder)
     if found is None:
-        write_streams(folder, make_streams(section))
+        streams = make_streams(section)
+        if check is not None:
+            check(streams)
+        write_streams(folder, streams)
         return
     here, there = _request(section), found["request"]
     differing = [
@@ -131,11 +142,11 @@ def _streams_of_ids(section: DdlDataSection) -> TokenStreams:
     if section.train_tokens is not None:
         train = parse_token_ids(section.train_tokens, "data.train_tokens")
     else:
-        train = read_token_ids(Path(str(section.path)))
+        train = read_token_ids(Path(str(section.path)), AS_TEXT)
     if section.valid_tokens is not None:
         validation = parse_token_ids(section.valid_tokens, "data.valid_tokens")
     elif section.valid_path is not None:
-        validation = read_token_ids(Path(section.valid_path))
+        validation = read_token_ids(Path(section.valid_path), AS_TEXT)
     else:
         held_out = round(len(train) * section.validation_fraction)
         train, validation = np.split(train, [len(train) - held_out])
@@ -146,14 +157,19 @@ def _streams_of_ids(section: DdlDataSection) -> TokenStreams:
 
 
 def _are_ids(section: DdlDataSection) -> bool:
-    """Whether the files hold numbers: because the recipe says so, or they hold nothing else."""
+    """Whether the files hold numbers: because the recipe says so, or hardly anything else.
+
+    A recipe that names the source ``files`` says that they hold text.
+    """
     if section.tokenizer == IDS:
         return True
     path = Path(section.path) if section.path else None
-    if section.tokenizer != BYTES or path is None or path.suffix != ".txt" or not path.is_file():
+    if section.tokenizer != BYTES or section.source is not None:
         return False
-    if holds_token_ids(path):
-        logger.info("%s holds nothing but numbers: read as token ids", path)
+    if path is None or path.suffix != ".txt" or not path.is_file():
+        return False
+    if is_meant_as_token_ids(path):
+        logger.info("%s holds numbers: read as token ids", path)
         return True
     return False
 

@@ -10,26 +10,30 @@ from numpy.typing import NDArray
 from .documents import DataError
 
 _SEPARATORS = re.compile(r"[\s,\[\]]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+# A file with at least this share of numbers is meant as ids; prose and logs stay far below.
+NUMBERS_OF_IDS = 0.8
 
 
-def parse_token_ids(text: str, where: str) -> NDArray[np.int64]:
+def parse_token_ids(text: str, where: str, fix: str = "") -> NDArray[np.int64]:
     """Read numbers between spaces, commas or line ends.
 
     Args:
         text: such as "1 2 3" or "[1, 2, 3]".
         where: what is read, for errors.
+        fix: what else to do about a word that is no id, for errors.
 
     Raises:
         DataError: if there is none, one is no number, or one is negative.
     """
-    words = [word for word in _SEPARATORS.split(text) if word]
+    words = _words(text)
     if not words:
         raise DataError(f"{where} holds no token id; write numbers such as 1 2 3")
-    wrong = next((word for word in words if not word.isascii() or not word.isdigit()), None)
+    wrong = next((place for place, word in enumerate(words) if not _is_id(word)), None)
     if wrong is not None:
         raise DataError(
-            f"{where} holds {wrong!r}, which is no token id; ids are whole numbers >= 0 between "
-            "spaces or commas (text is read with data.tokenizer=bytes)"
+            f"{where} holds {words[wrong]!r}, which is no token id, at place {wrong}; ids are "
+            f"whole numbers >= 0 between spaces or commas{fix}"
         )
     numbers = [int(word) for word in words]
     if max(numbers) >= 2**31:
@@ -37,8 +41,12 @@ def parse_token_ids(text: str, where: str) -> NDArray[np.int64]:
     return np.asarray(numbers, dtype=np.int64)
 
 
-def read_token_ids(path: Path) -> NDArray[np.int64]:
+def read_token_ids(path: Path, fix: str = "") -> NDArray[np.int64]:
     """Read the ids of a text file.
+
+    Args:
+        path: of the file.
+        fix: what else to do about a word that is no id, for errors.
 
     Raises:
         DataError: if it cannot be read or holds something else.
@@ -47,18 +55,30 @@ def read_token_ids(path: Path) -> NDArray[np.int64]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"token ids of {path} cannot be read: {error}; give a text file") from error
-    return parse_token_ids(text, str(path))
+    return parse_token_ids(text, str(path), fix)
 
 
-def holds_token_ids(path: Path, head: int = 65536) -> bool:
-    """Whether a text file begins with nothing but numbers."""
+def is_meant_as_token_ids(path: Path, head: int = 65536) -> bool:
+    """Whether a text file begins with numbers and hardly anything else.
+
+    It need not be a file that `read_token_ids` accepts: a stray word or a number below 0 among ids
+    is a mistake that has to be named, not a reason to read all of it as text.
+    """
     try:
         with path.open("rb") as file:
-            start = file.read(head).decode("utf-8", "replace")
+            words = _words(file.read(head).decode("utf-8", "replace"))
     except OSError:
         return False
-    words = [word for word in _SEPARATORS.split(start) if word]
-    return bool(words) and all(word.isascii() and word.isdigit() for word in words)
+    numbers = sum(_NUMBER.fullmatch(word) is not None for word in words)
+    return bool(words) and numbers >= NUMBERS_OF_IDS * len(words)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in _SEPARATORS.split(text) if word]
+
+
+def _is_id(word: str) -> bool:
+    return word.isascii() and word.isdigit()
 
 
 def require_vocabulary(

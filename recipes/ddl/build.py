@@ -102,11 +102,14 @@ def require_fitting(streams: TokenStreams, config: Any, max_length: int) -> None
 def scratch_config(recipe: DdlRecipe, streams: TokenStreams) -> DdlConfig:
     """Return the configuration that the ``model`` keys describe."""
     section = recipe.model
-    config = DdlConfig(
+    settings = {
         **model_settings(section, recipe.data.max_length),
-        vocab_size=section.vocab_size or _vocabulary(streams),
+        "vocab_size": section.vocab_size or _vocabulary(streams),
         **_special_tokens(streams.tokenizer),
-    )
+    }
+    # The keys of a preset are among the settings; the width of the MLP follows from it.
+    named = section.preset
+    config = DdlConfig(**settings) if named is None else DdlConfig.preset(named, **settings)
     config.budgets = [str(budget) for budget in lattice_of(section, config)]
     return config
 
@@ -280,4 +283,7 @@ def training_arguments(recipe: DdlRecipe, resuming: bool = False) -> NestlingTra
         adam_beta2=section.adam_beta2,
         adam_epsilon=section.adam_epsilon,
         eval_on_start=section.eval_steps is not None and not resuming,
+        # The Trainer writes this into the configuration that is published, where False makes
+        # `generate` compute the whole text again for every token. Training makes no cache anyway.
+        use_cache=True,
     )

@@ -9,14 +9,16 @@ from typing import Any
 
 from transformers import set_seed
 
+from ...configuration.budget import BudgetError
 from ...configuration.ddl_settings import VARIANTS
 from ...modeling.families import register_families
 from ...modeling.modeling_ddl import DdlForCausalLM
 from ..cli_errors import UsageError
 from ..data.causal_corpus import build_streams, prepare_streams
-from ..data.token_stream import STREAM_FILE
+from ..data.documents import SPLITS
+from ..data.token_stream import STREAM_FILE, TokenStreams
 from ..ddl_schema import DdlRecipe
-from ..ddl_validation import check_ddl
+from ..ddl_validation import ONE_VALUE_CHANNEL, check_ddl
 from ..evaluation.evaluation_table import Row
 from ..recipe_loader import SAVED_NAME, load_saved_recipe, of_family, save_recipe
 from ..shared_preparation import is_first_process, wait_until
@@ -27,11 +29,19 @@ from ..training_run import (
     publish,
     require_same_recipe,
 )
-from .build import build_model, build_trainer
+from .build import (
+    build_model,
+    build_trainer,
+    lattice_of,
+    require_fitting,
+    rows_of,
+    scratch_config,
+)
 from .evaluate import evaluate_folder
 from .original_layout import write_training_comparison
 from .original_report import TrainingReport
 from .run_record import measure_start, write_run_record
+from .starting_point import load_start
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +50,10 @@ def prepare(recipe: DdlRecipe) -> Path:
     """Tokenize the data of a recipe into its folder.
 
     Raises:
-        DataError: if the data cannot be used.
+        DataError: if the data cannot be used; nothing is written then.
     """
     section = with_data_folder(recipe).data
-    prepare_streams(section)
+    prepare_streams(section, partial(_require_usable, recipe))
     return Path(str(section.pretokenized_path))
 
 
@@ -125,10 +135,7 @@ def variant_recipe(recipe: DdlRecipe, slug: str) -> DdlRecipe:
     if not is_matrix:
         changes.update(d_value=None, value_budgets=[])
     elif section.d_value == 1:
-        raise UsageError(
-            "model.d_value is 1, but four of the six variants have a matrix state; set "
-            "model.d_value=4, or null, which is 4 for them and 1 for the others"
-        )
+        raise UsageError(ONE_VALUE_CHANNEL)
     if slug == "baseline" or (is_matrix and VARIANTS[slug][1] == "token"):
         changes["rebuild_state"] = False
     one = replace(
@@ -148,8 +155,8 @@ def _train_one(recipe: DdlRecipe, resume: bool) -> tuple[TrainReport, TrainingRe
     recipe = with_data_folder(recipe)
     if checkpoint is not None and (output_dir / SAVED_NAME).is_file():
         require_same_recipe(recipe, of_family(load_saved_recipe(output_dir), DdlRecipe))
-    output_dir.mkdir(parents=True, exist_ok=True)
     _prepare_on_one_process(recipe)
+    output_dir.mkdir(parents=True, exist_ok=True)
     if is_first_process():
         save_recipe(recipe, output_dir)
     register_families()
@@ -186,9 +193,37 @@ def _train_one(recipe: DdlRecipe, resume: bool) -> tuple[TrainReport, TrainingRe
 def _prepare_on_one_process(recipe: DdlRecipe) -> None:
     path = Path(str(recipe.data.pretokenized_path)) / STREAM_FILE
     if is_first_process():
-        prepare_streams(recipe.data)
+        prepare_streams(recipe.data, partial(_require_usable, recipe))
     else:
         wait_until(path.is_file)
+
+
+def _require_usable(recipe: DdlRecipe, streams: TokenStreams) -> None:
+    """Refuse tokens that this run could not use, and a start that does not fit, before writing.
+
+    Raises:
+        DataError: if there are too few, or the model has no row for one.
+        ModelFolderError: if the checkpoint to start from cannot be loaded, or takes shorter rows.
+        BudgetError: if it does not have a budget of the recipe.
+    """
+    for split in SPLITS:
+        rows_of(recipe, streams, split)
+    section = recipe.model
+    if section.init_from is None:
+        config = scratch_config(recipe, streams)
+    else:
+        config = load_start(section.init_from).config
+        try:
+            lattice_of(section, config)
+        except BudgetError as error:
+            axes = [
+                f"model.{name}={vars(section)[name]}" for name in ("value_budgets", "depth_budgets")
+            ]
+            raise BudgetError(
+                f"{' '.join(axes)} (a recipe brings its own) with model.init_from="
+                f"{section.init_from}: {error}; give lists that fit it, or [] for its full size"
+            ) from error
+    require_fitting(streams, config, recipe.data.max_length)
 
 
 def with_data_folder(recipe: DdlRecipe) -> DdlRecipe:

@@ -66,6 +66,47 @@ def test_presets_name_their_source() -> None:
         DdlConfig.preset("original")
 
 
+WIDTHS = {"paper": 85, "reference-code": 85, "ddl-rs": 86}
+
+
+@pytest.mark.parametrize(("preset", "width"), WIDTHS.items())
+def test_a_preset_rounds_the_mlp_as_its_source(preset: str, width: int) -> None:
+    """8 d / 3 is 85.3 at d = 32; the paper's medium model has 2730 channels at d = 1024."""
+    assert DdlConfig.preset(preset, **TINY).intermediate_size == width
+    for given, expected in ((None, width), (96, 96)):
+        config = DdlConfig.preset(preset, **TINY, intermediate_size=given)
+        assert config.intermediate_size == expected
+    medium = DdlConfig.preset(preset, hidden_size=1024, num_attention_heads=8)
+    assert medium.intermediate_size == 2730 + (preset == "ddl-rs")
+    assert DdlConfig.preset(preset).intermediate_size == 2048
+    with pytest.raises(ValueError, match="hidden_size 'wide' must be a whole number"):
+        DdlConfig.preset(preset, hidden_size="wide")
+
+
+def test_a_configuration_knows_its_preset() -> None:
+    for preset in PRESETS:
+        config = DdlConfig.preset(preset, **TINY, variant="ddl-cc")
+        assert config.preset_name == preset
+        assert "preset_name" not in config.to_dict()
+        assert DdlConfig(**config.to_dict()).preset_name == preset
+    assert DdlConfig(**TINY).preset_name == "ddl-rs"
+    assert DdlConfig(**TINY, beta_init=0.7).preset_name is None
+    assert DdlConfig(**TINY, v_bias=True).preset_name is None
+
+
+def test_a_preset_brings_its_source_to_every_control() -> None:
+    for changes in ({"mapping": "v_map"}, {"residual_update": "random_k"}):
+        for preset in PRESETS:
+            config = DdlConfig.preset(preset, **TINY, **changes)
+            assert config.preset_name == preset
+
+
+def test_a_kernel_of_one_column_needs_no_history() -> None:
+    for variant in VARIANTS:
+        config = DdlConfig(**TINY, variant=variant, conv_kernel=1)
+        assert config.conv_slots == 0 and config.layer_types == ["full_attention"] * 3
+
+
 def test_sizes_that_follow_from_others() -> None:
     config = DdlConfig(**TINY)
     assert config.head_dim == 8 and config.intermediate_size == math.ceil(8 * 32 / 3)
@@ -120,6 +161,27 @@ def test_sizes_that_follow_from_others() -> None:
         ),
         ({"sinkhorn_iterations": 0}, ["sinkhorn_iterations 0", ">= 1"]),
         ({"value_residual": 1}, ["value_residual 1 must be True or False"]),
+        ({"qk_norm": "yes"}, ["qk_norm 'yes' must be True or False"]),
+        ({"rope_before_qk_norm": None}, ["rope_before_qk_norm None must be True or False"]),
+        ({"v_bias": 1}, ["v_bias 1 must be True or False"]),
+        ({"rebuild_state": "x"}, ["rebuild_state 'x' must be True or False"]),
+        ({"beta_init": True}, ["beta_init True", "(0, 2)"]),
+        ({"v_scale": True}, ["v_scale True must be a finite number above 0"]),
+        ({"initializer_range": float("nan")}, ["initializer_range nan", ">= 0"]),
+        ({"initializer_range": -1.0}, ["initializer_range -1.0", "finite number >= 0"]),
+        ({"initializer_range": "0.02"}, ["initializer_range '0.02'"]),
+        (
+            {"mapping": "v_map", "v_source": "input"},
+            ["v_source 'input' would do nothing", "'v_map'", "v_source='context'"],
+        ),
+        (
+            {"residual_update": "random_k", "v_source": "input"},
+            ["v_source 'input' would do nothing", "'random_k'", "v_source='context'"],
+        ),
+        (
+            {"residual_update": "frozen_beta", "beta_hidden": 8},
+            ["beta_hidden 8 would do nothing", "no gate", "beta_hidden=None"],
+        ),
     ],
 )
 def test_mistakes_are_one_line(changes: dict[str, Any], words: list[str]) -> None:

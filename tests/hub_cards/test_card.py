@@ -1,11 +1,14 @@
 """Cards carry measured numbers only, and loading lines that run."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 from huggingface_hub import ModelCard
 from nestling.hub_cards.export_slices import export
-from nestling.hub_cards.loading_snippets import rename_in_snippets
+from nestling.hub_cards.loading_snippets import loading_snippets, rename_in_snippets
 
 
 def test_results_of_this_slice_are_in_the_metadata(slices_folder: Path) -> None:
@@ -15,6 +18,8 @@ def test_results_of_this_slice_are_in_the_metadata(slices_folder: Path) -> None:
     assert abs(results["cross_entropy"].metric_value - 3.49) < 1e-9
     assert results["cross_entropy"].dataset_name == "held_out.txt"
     assert results["cross_entropy"].dataset_split == "test"
+    assert {result.task_type for result in results.values()} == {"fill-mask"}
+    assert results["cross_entropy"].metric_name == "Cross-entropy (nats per masked token)"
     assert card.data.pipeline_tag == "fill-mask" and card.data.library_name == "transformers"
     assert card.data.base_model == "ettin-encoder-17m"
     assert {"custom_code", "matryoshka", "sentence-transformers"} <= set(card.data.tags)
@@ -75,3 +80,21 @@ def test_snippets_can_be_pointed_at_a_repository() -> None:
     text = 'x\nname = "w050-h02-d02"\nother = "w050-h02-d02"\n'
     renamed = rename_in_snippets(text, "acme/toy")
     assert renamed == 'x\nname = "acme/toy"\nother = "w050-h02-d02"\n'
+
+
+@pytest.mark.parametrize("format", ["remote", "native"])
+@pytest.mark.parametrize("auto_class", ["AutoModelForMaskedLM", "AutoModelForCausalLM"])
+def test_every_loading_line_trusts_a_folder_with_code(auto_class: str, format: str) -> None:
+    """A tokenizer asks the configuration what it belongs to, and that is code as well."""
+    description: dict[str, Any] = {
+        "format": format, "auto_class": auto_class, "has_tokenizer": True, "is_encoder": True,
+    }  # fmt: skip
+    loading = r"from_pretrained\(|pipeline\(\"|SentenceTransformer\("
+    lines = [
+        line
+        for block in loading_snippets(description, "toy")
+        for line in block.splitlines()
+        if re.search(loading, line)
+    ]
+    assert len(lines) == (4 if auto_class == "AutoModelForMaskedLM" else 5)
+    assert all(("trust_remote_code=True" in line) == (format == "remote") for line in lines)

@@ -50,5 +50,8 @@ def test_elastic_and_slices_load_without_the_package(
         text = (folder / "README.md").read_text()
         assert "model.generate" in text and "text-generation" in text
         assert (folder / "modeling_ddl.py").is_file()
+        update = config.residual_update
+        assert f"| `{config.variant}` | `{update}` | {budget.value_size} | " in text
+        assert ("is a control" in text) == (update != "delta")
         # Only what the decoder needs.
         assert not list(folder.glob("*delta_encoder*"))

@@ -1,6 +1,7 @@
 """Controls of the delta residual: additions to value channels, and values of the first layer."""
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +109,29 @@ def test_loaded_reads_are_not_started_again() -> None:
     for name, tensor in loaded.state_dict().items():
         expected = torch.zeros_like(tensor) if name == lacking else weights[name]
         assert torch.equal(tensor, expected), name
+
+
+@pytest.mark.parametrize("way", ["fresh", "loaded", "sliced", "made trainable"])
+def test_a_random_direction_stays_as_it_is(way: str, tmp_path: Path) -> None:
+    """Loading makes every parameter trainable, which would turn the control into a value map."""
+    model = lively("ddl-cc", residual_update="random_k")
+    if way == "loaded":
+        model.save_pretrained(tmp_path)
+        model = DdlForCausalLM.from_pretrained(tmp_path)
+    if way == "sliced":
+        model = model.slice("2:2")
+    if way == "made trainable":
+        model.requires_grad_(True)
+    fixed = {n: p for n, p in model.named_parameters() if n.endswith("update.key.weight")}
+    assert len(fixed) == 2 * model.config.num_hidden_layers
+    if way != "made trainable":
+        assert not any(parameter.requires_grad for parameter in fixed.values())
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2, weight_decay=0.1)
+    model(tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name in fixed), name
 
 
 @pytest.mark.parametrize("name", ["value residual", "baseline, value residual"])

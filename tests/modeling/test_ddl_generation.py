@@ -64,3 +64,15 @@ def test_generation_equals_generation_without_a_cache(
     plain = {name: value for name, value in options.items() if name == "num_beams"}
     expected = model.generate(ids, use_cache=False, **GREEDY, **plain)
     assert torch.equal(model.generate(ids, **GREEDY, **options), expected)
+
+
+@pytest.mark.parametrize("variant", ["ddl-tokenconv", "ddl-ec", "ddl-cc-ec"])
+@pytest.mark.parametrize("kernel", [1, 2])
+@torch.no_grad()
+def test_short_kernels_generate(variant: str, kernel: int) -> None:
+    """One column looks at nothing before, so a cache has no history that could be taken back."""
+    model, ids = lively(variant, conv_kernel=kernel), tokens(1, 5)
+    repeated = torch.cat([ids, ids], dim=1)
+    expected = model.generate(repeated, use_cache=False, **GREEDY)
+    for options in ({}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3}):
+        assert torch.equal(model.generate(repeated, **GREEDY, **options), expected), options

@@ -107,6 +107,20 @@ def test_equals_loops_over_one_token(streams: int, iterations: int) -> None:
             torch.testing.assert_close(after[row, token], torch.tensor(expected[1]))
 
 
+@torch.no_grad()
+def test_fp64_stays_fp64() -> None:
+    module = lively_connection().double()
+    generator = torch.Generator().manual_seed(1)
+    state = torch.randn(1, 1, STREAMS, SIZE, generator=generator).double()
+    output = torch.randn(1, 1, SIZE, generator=generator).double()
+    connection = module(state)
+    expected = reference(module, state[0, 0], output[0, 0])
+    found = read_streams(state, connection), write_streams(state, output, connection)
+    for mine, theirs in zip(found, expected, strict=True):
+        wanted = torch.tensor(theirs, dtype=torch.float64)
+        torch.testing.assert_close(mine[0, 0], wanted, atol=1e-13, rtol=0)
+
+
 def test_the_mixing_is_doubly_stochastic() -> None:
     """So no eigenvalue is beyond 1, however large the logits are."""
     generator = torch.Generator().manual_seed(2)

@@ -139,6 +139,25 @@ def test_a_model_of_ours_has_an_official_form(variant: str) -> None:
         to_official(model)
 
 
+@pytest.mark.parametrize("variant", ["baseline", "ddl", "ddl-cc-ec"])
+def test_the_preset_goes_there_and_back_where_8_d_is_no_multiple_of_3(variant: str) -> None:
+    config = DdlConfig.preset(
+        "reference-code", variant=variant, vocab_size=30, hidden_size=64, num_hidden_layers=1,
+        num_attention_heads=2,
+    )  # fmt: skip
+    assert config.intermediate_size == 170
+    torch.manual_seed(0)
+    model = DdlForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    official, state = to_official(model)
+    again = from_official(state, official)
+    with torch.no_grad():
+        assert distance(again, model(IDS).logits.double()) < 1e-5
+        assert model(IDS).logits.abs().max() > 0.1
+
+
 def without(state: State, name: str) -> State:
     return {key: tensor for key, tensor in state.items() if key != name}
 

@@ -126,6 +126,25 @@ def test_export_passes_budgets(
     assert "p.safetensors (delta of 3,840 bytes)" in capsys.readouterr().out
 
 
+def test_export_takes_the_folder_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    taken: list[Path] = []
+
+    def export(model: Path, *rest: object, **options: object) -> list[Path]:
+        taken.append(model)
+        return []
+
+    stub(monkeypatch, "nestling.hub_cards.export_slices", export=export)
+    arguments = ["export", str(tmp_path), "--budgets", "1:1", "--output", "out"]
+    assert cli._run(arguments) == 4
+    assert "give the folder of a saved model, or of a finished run" in capsys.readouterr().err
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "ddl"}')
+    assert cli._run(arguments) == 0
+    assert taken == [tmp_path / "model"]
+
+
 def test_push_compile_pick_and_bench_call_their_seams(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

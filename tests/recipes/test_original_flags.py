@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from nestling.recipes import cli
 from nestling.recipes.cli_arguments import rewrite_arguments
 from nestling.recipes.cli_errors import UsageError
 from nestling.recipes.ddl_schema import DdlRecipe
@@ -76,6 +77,41 @@ def test_resume_takes_the_folder_of_a_run(tmp_path: Path) -> None:
 def test_a_flag_without_its_value_is_named(command: str) -> None:
     with pytest.raises(UsageError, match="--d-model needs a value"):
         rewrite_arguments(command.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("train --dmodel 32", "No such option: --dmodel; did you mean --d-model? Recipe keys"),
+        ("train --out=x --max-step 3", "; did you mean --max-steps?"),
+        ("train recipe=ddl/tiny --dryrun", "--dryrun; did you mean --dry-run?"),
+        ("generate --checkpont m", "--checkpont; did you mean --checkpoint?"),
+    ],
+)
+def test_a_misspelt_flag_names_the_nearest(
+    command: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._run(command.split()) == 2
+    said = capsys.readouterr().err
+    assert hint in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--lr", "--quiet"])
+def test_a_flag_that_is_like_no_other_names_none(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._run(["train", "recipe=ddl/tiny", flag, "3"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_one_value_channel_for_all_variants_is_refused_in_the_words_typed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["train", "--train-tokens", "1 2 3", "--all-variants", "--d-value", "1"]
+    assert cli._run(command) == 2
+    said = capsys.readouterr().err
+    assert "model.d_value is 1, but four of the six variants" in said
+    assert "ddl-cc" not in said
 
 
 def test_flags_of_other_verbs_are_left_alone() -> None:

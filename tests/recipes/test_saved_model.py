@@ -4,7 +4,7 @@ import pytest
 from nestling.recipes.bench_catalogue import bench_module, bench_suites
 from nestling.recipes.cli_errors import ModelFolderError, UsageError
 from nestling.recipes.nearest_match import did_you_mean, nearest
-from nestling.recipes.saved_model import family_module, family_of_folder
+from nestling.recipes.saved_model import family_module, family_of_folder, model_folder
 
 
 def test_family_comes_from_the_model_type(tmp_path: Path) -> None:
@@ -12,6 +12,7 @@ def test_family_comes_from_the_model_type(tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").write_text('{"model_type": "delta_encoder"}')
     assert family_of_folder(tmp_path / "model") == "delta_encoder"
     assert family_of_folder(tmp_path) == "delta_encoder"
+    assert model_folder(tmp_path) == model_folder(tmp_path / "model") == tmp_path / "model"
 
 
 @pytest.mark.parametrize(

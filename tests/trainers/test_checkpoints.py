@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,15 +187,28 @@ def flip(path: Path) -> None:
     ],
 )
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, file: str, damage: Any, words: str) -> None:
-    """The error names the file and the checkpoint to resume from; that one works."""
+    """The error names the file and what to remove; the same call then works."""
     tiny_trainer(tmp_path, arguments=SAVING).train()
     damage(tmp_path / "checkpoint-4" / file)
-    with pytest.raises(CheckpointError, match=f"{file} {words}.*checkpoint-2") as caught:
+    # An interrupted copy: nothing to go on from.
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(CheckpointError, match=f"{file} {words}") as caught:
         tiny_trainer(tmp_path, arguments=SAVING).train(resume_from_checkpoint=True)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith("goes on from checkpoint-2")
+    named = re.search(r"remove (\S+) and give the same command again", message)
+    assert named is not None
+    shutil.rmtree(named[1])
     again = tiny_trainer(tmp_path, arguments=SAVING)
-    again.train(resume_from_checkpoint=tmp_path / "checkpoint-2")
+    again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 4
+
+
+def test_without_another_checkpoint_a_run_starts_anew(tmp_path: Path) -> None:
+    """Nothing is promised that is not there."""
+    (make_checkpoint(tmp_path, 2) / "weights").unlink()
+    with pytest.raises(CheckpointError, match=r"remove \S*checkpoint-2 .*starts anew: there is no"):
+        verify_checkpoint(tmp_path / "checkpoint-2")
 
 
 def test_other_checkpoints_that_cannot_be_resumed(tmp_path: Path) -> None:

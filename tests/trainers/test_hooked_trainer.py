@@ -1,6 +1,7 @@
 """Totals, logs and guards of the shared trainer."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,23 @@ def test_first_gradient_equals_the_plain_mean_over_labels(tmp_path: Path) -> Non
     ):
         expected = start.detach() - 1e-2 * start.grad
         torch.testing.assert_close(moved.detach(), expected, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("warmup_steps", [STEPS - 1, STEPS, 100])
+def test_a_warmup_as_long_as_the_run_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, warmup_steps: int
+) -> None:
+    """Once, with the rate that is really reached."""
+    arguments = {"warmup_steps": warmup_steps, "logging_steps": 1, "learning_rate": 1e-3}
+    trainer = tiny_trainer(tmp_path, arguments=arguments)
+    with caplog.at_level(logging.WARNING, logger="nestling"):
+        trainer.train()
+    said = [line for line in caplog.messages if "warmup_steps" in line]
+    assert len(said) == (warmup_steps >= STEPS)
+    if said:
+        rates = [line["learning_rate"] for line in trainer.state.log_history if "loss" in line]
+        assert f"the run has {STEPS} steps" in said[0]
+        assert f"reaches {max(rates):.3g} of 0.001" in said[0]
 
 
 def test_each_term_is_logged_unweighted_with_its_weight(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from nestling.recipes.bench.unfolded_reads import (
 )
 from nestling.recipes.bench_regression import MACHINE
 from nestling.recipes.bench_summary import case_rows
+from nestling.recipes.cli_errors import UsageError
+from nestling.recipes.recipe_loader import load_recipe, save_recipe
 
 QUICK = {
     "rounds": 2,
@@ -235,6 +237,13 @@ def test_one_thread_is_timed_by_what_it_used():
         assert clock_of(settings) == "wall"
 
 
+def test_a_recipe_without_snapshots_has_no_rhythm(tmp_path):
+    recipe = load_recipe(["recipe=ddl/tiny", "training.eval_steps=null"])
+    path = save_recipe(recipe, tmp_path)
+    with pytest.raises(UsageError, match="takes no snapshots while it trains"):
+        spectral_snapshot.snapshot_rhythm(str(path))
+
+
 def test_names_tell_cases_apart():
     labels = {"what": "delta", "d_v": 4, "mode": "eager"}
     assert Case(labels=labels, tokens=1, prepare=lambda: print).name == "delta d_v=4 eager"
@@ -246,9 +255,19 @@ def test_a_snapshot_is_weighed_against_a_training_step(tmp_path):
     )
     report = spectral_snapshot.run(tmp_path / "spectral.json", settings)
     clocks = {row["what"]: row["cpu_ms"]["median"] for row in report["results"]}
-    added, whole = report["summary"].values()
     step, snapshot = clocks["training step"], clocks["snapshot"]
+    summary = report["summary"]
+    added = summary["ddl-cc, added to a forward pass, over one training step"]
     assert added["measured"] == pytest.approx((snapshot - clocks["forward pass"]) / step)
-    assert whole["measured"] == pytest.approx(snapshot / step)
     assert (added["target"], added["better"]) == (0.05, "lower")
+    whole = summary["ddl-cc, whole snapshot over one training step"]
+    assert whole == {"measured": pytest.approx(snapshot / step)}
+    # What a run pays: the demo takes 16 rows every 30 steps of 8 rows, the study every 100 of 16.
+    paid = "ddl-cc, whole snapshots over the {} steps between them, recipe ddl/{}"
+    for steps, name, rows in ((30, "demo", 2), (100, "study", 1), (200, "nested", 1)):
+        share = summary[paid.format(steps, name)]
+        assert share["measured"] == pytest.approx(rows * snapshot / step / steps)
+        assert (share["target"], share["met"]) == (0.05, share["measured"] <= 0.05)
+    toy = summary[paid.format(4, "original")]
+    assert toy == {"measured": pytest.approx(4 * snapshot / step / 4)}
     assert json.loads((tmp_path / "spectral.json").read_text())["settings"]["sizes"]["d_value"] == 4

@@ -1,6 +1,7 @@
 """Text and numbers as rows for a decoder: nothing lost, nothing predicted twice, clear errors."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,11 @@ from nestling.recipes.data.byte_tokenizer import BYTES, byte_tokenizer
 from nestling.recipes.data.causal_corpus import build_streams, make_streams, prepare_streams
 from nestling.recipes.data.causal_rows import IGNORED_LABEL, CausalRows, collate_rows
 from nestling.recipes.data.documents import DataError
-from nestling.recipes.data.token_ids import holds_token_ids, parse_token_ids, require_vocabulary
+from nestling.recipes.data.token_ids import (
+    is_meant_as_token_ids,
+    parse_token_ids,
+    require_vocabulary,
+)
 from nestling.recipes.data.token_stream import STREAM_FILE, open_streams
 from nestling.recipes.ddl_schema import DdlDataSection
 from transformers import AutoTokenizer
@@ -121,11 +126,57 @@ def test_a_validation_split_of_a_few_tokens_is_named(
 def test_a_file_of_numbers_is_read_as_token_ids(tmp_path: Path) -> None:
     path = tmp_path / "ids.txt"
     path.write_text(" ".join(map(str, range(100))))
-    assert holds_token_ids(path)
+    assert is_meant_as_token_ids(path)
     streams = make_streams(DdlDataSection(path=str(path), validation_fraction=0.2))
     assert streams.tokenizer is None
     assert streams.ids["train"].tolist() == list(range(80))
     assert streams.ids["validation"].tolist() == list(range(80, 100))
+
+
+MANY = " ".join(map(str, range(60)))
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "place"),
+    [
+        ("1 2 -3 4 " * 40, "-3", 2),
+        (f"{MANY} sixty {MANY}", "sixty", 60),
+        (f"{MANY}\n2.5\n{MANY}", "2.5", 60),
+        ("1 2 x 4 5", "x", 2),
+        # Beyond what is looked at to tell numbers from text.
+        (MANY + f" {MANY}" * 1000 + " end", "end", 60_060),
+    ],
+)
+def test_a_file_of_numbers_with_a_word_that_is_no_id_is_refused(
+    tmp_path: Path, text: str, word: str, place: int
+) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text(text)
+    section = DdlDataSection(path=str(path), valid_path=str(path))
+    with pytest.raises(DataError) as caught:
+        make_streams(section)
+    assert f"{path} holds {word!r}, which is no token id, at place {place};" in str(caught.value)
+    # What the message says reads the same file as text.
+    keys = re.search(r"set data\.source=(\w+) data\.tokenizer=(\w+)", str(caught.value))
+    assert keys is not None
+    streams = make_streams(replace(section, source=keys[1], tokenizer=keys[2]))
+    assert bytes(streams.ids["train"][:4].tolist()) == text[:4].encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "In 1990 there were 12 of 30, in 2001 25, in 2024 only 7 of 31.",
+        "1 + 2 = 3\n4 + 5 = 9\n10 + 11 = 21",
+        "2024-01-01 12:30:00 took 17 ms\n2024-01-02 12:31:00 took 19 ms",
+        "Chapter 1",
+    ],
+)
+def test_prose_with_numbers_stays_text(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    streams = make_streams(DdlDataSection(path=str(path), valid_path=str(path)))
+    assert bytes(streams.ids["train"][:-1].tolist()) == text.encode()
 
 
 def test_prepared_tokens_are_found_again_and_other_keys_are_refused(tmp_path: Path) -> None:

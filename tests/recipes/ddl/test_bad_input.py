@@ -9,6 +9,7 @@ import pytest
 import transformers
 from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR
 from nestling.recipes import cli
+from nestling.recipes.cli_arguments import rewrite_arguments
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, transformers.__version__.split(".")[:2])) < TRANSFORMERS_FLOOR,
@@ -85,8 +86,12 @@ def test_bad_data_are_named(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments, words = DATA[name]
-    assert cli._run([*TRAIN, f"--out={tmp_path / 'run'}", *arguments]) == 3
-    assert words in _line(capsys)
+    command = rewrite_arguments([*TRAIN, f"--out={tmp_path / 'run'}", *arguments])
+    for verb in ("train", "prepare"):
+        assert cli._run([verb, *command[1:]]) == 3
+        assert words in _line(capsys)
+        # The corrected command finds nothing that stands in its way.
+        assert not (tmp_path / "run").exists()
 
 
 def test_channel_reads_have_no_kernel_that_could_be_too_long(

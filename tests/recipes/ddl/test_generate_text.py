@@ -2,14 +2,20 @@
 
 import logging
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR
-from nestling.recipes.cli_errors import CHECKPOINT, DATA, USAGE, exit_code_of
+from nestling.recipes.cli_errors import (
+    CHECKPOINT,
+    DATA,
+    USAGE,
+    ModelFolderError,
+    UsageError,
+    exit_code_of,
+)
 from nestling.recipes.ddl.starting_point import load_model
 from nestling.recipes.generate_text import Request, generate_text
 
@@ -66,15 +72,46 @@ def test_an_exported_slice_generates_as_its_budget(ddl_run: Path) -> None:
     assert whole == slice_
 
 
-@pytest.mark.parametrize(
-    "setting", ["max_new_tokens=abc", "min_p=7", "num_return_sequences=2", "do_sample=5"]
-)
-def test_settings_that_do_not_generate_are_usage_errors(ddl_run: Path, setting: str) -> None:
+def test_settings_that_do_not_generate_are_usage_errors(ddl_run: Path) -> None:
     with pytest.raises(ValueError) as caught:
-        request = Request(prompt="a", max_new_tokens=1, do_sample=setting == "min_p=7")
-        generate_text(ddl_run, replace(request, settings=(setting,)))
+        request = Request(prompt="a", max_new_tokens=1, do_sample=True, settings=("min_p=7",))
+        generate_text(ddl_run, request)
     assert exit_code_of(caught.value) == USAGE
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("num_beams=x", "num_beams is 'x', it must be a whole number;"),
+        ("num_beams=1.5", "num_beams is 1.5, it must be a whole number;"),
+        ("top_k=true", "top_k is True, it must be a whole number;"),
+        ("max_new_tokens=abc", "max_new_tokens is 'abc', it must be a whole number;"),
+        ("temperature=hot", "temperature is 'hot', it must be a number;"),
+        ("do_sample=5", "do_sample is 5, it must be true or false;"),
+        # Of the right type, and still of no use.
+        ("num_return_sequences=2", "num_return_sequences=2: "),
+        ("eos_token_id=end", "eos_token_id=end: "),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(ddl_run: Path, setting: str, said: str) -> None:
+    request = Request(prompt="a", max_new_tokens=1, settings=(setting,))
+    with pytest.raises(UsageError) as caught:
+        generate_text(ddl_run, request)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 100, 2000])
+def test_damaged_weights_are_named_with_the_fix(ddl_run: Path, tmp_path: Path, size: int) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(ddl_run / "model", folder)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ModelFolderError) as caught:
+        generate_text(tmp_path, Request(prompt="a", max_new_tokens=1))
+    said = str(caught.value)
+    assert said.startswith(f"{path} is damaged: ") and said.endswith("export the model again")
+    assert "\n" not in said
 
 
 def test_a_model_that_predicts_nan_is_refused(ddl_run: Path, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from nestling.recipes.data.documents import DataError
 from nestling.recipes.ddl.evaluate import evaluate_folder, open_run
 from nestling.recipes.ddl.original_report import read_manifest, read_training_comparison
 from nestling.recipes.ddl.train import train, train_all_variants, variant_recipe
-from nestling.recipes.ddl_schema import DdlRecipe
+from nestling.recipes.ddl_schema import DdlModelSection, DdlRecipe
 from nestling.recipes.evaluation_file import read_evaluation
-from nestling.recipes.recipe_loader import load_recipe, of_family
+from nestling.recipes.recipe_loader import load_recipe, of_family, save_recipe
 from nestling.trainers.event_log import read_events
 from safetensors.torch import load_file
 
@@ -30,13 +30,6 @@ pytestmark = pytest.mark.skipif(
     tuple(map(int, transformers.__version__.split(".")[:2])) < TRANSFORMERS_FLOOR,
     reason="Deep Delta Learning decoders need transformers >= 5.17",
 )
-
-
-# The shape of the tiny recipe set back to the defaults: a checkpoint brings its own.
-NO_SHAPE = (
-    "model.d_value=null", "model.hidden_size=128", "model.num_hidden_layers=4",
-    "model.num_attention_heads=4", "model.depth_budgets=[1,2]",
-)  # fmt: skip
 
 
 def tiny(folder: Path, *changes: str) -> DdlRecipe:
@@ -167,7 +160,7 @@ def test_token_ids_without_a_tokenizer_train_and_state_their_range(tmp_path: Pat
 def test_a_run_goes_on_from_a_model_of_the_family(ddl_run: Path, tmp_path: Path) -> None:
     recipe = tiny(
         tmp_path / "next", f"model.init_from={ddl_run}", "training.max_steps=1",
-        "training.eval_steps=1", "export.budgets=[]", *NO_SHAPE,
+        "training.eval_steps=1", "export.budgets=[]",
     )  # fmt: skip
     train(recipe)
     events, _ = read_events(tmp_path / "next" / "events.jsonl")
@@ -179,11 +172,66 @@ def test_a_run_goes_on_from_a_model_of_the_family(ddl_run: Path, tmp_path: Path)
     assert start == pytest.approx(end, abs=1e-5)
 
 
-def test_keys_that_a_checkpoint_overrules_are_refused(ddl_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"model\.residual_update=write_only is given as well"):
-        tiny(
-            tmp_path, *NO_SHAPE, f"model.init_from={ddl_run}", "model.residual_update=write_only"
-        )
+@pytest.mark.parametrize("name", ["tiny", "demo", "nested", "original", "study"])
+def test_every_recipe_can_start_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe([f"recipe=ddl/{name}", "model.init_from=start", "model.d_value=null"])
+    shape = of_family(recipe, DdlRecipe).model
+    # What the run saves does not claim a shape that the checkpoint may not have.
+    kept = {key: vars(shape)[key] for key in ("init_from", "value_budgets", "depth_budgets")}
+    assert shape == DdlModelSection(**kept)
+    # Resuming reads it back.
+    save_recipe(recipe, tmp_path)
+    assert load_recipe([f"recipe={tmp_path / 'recipe.yaml'}"]) == recipe
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (["model.residual_update=write_only"], "model.residual_update=write_only is"),
+        # A default that is typed is asked for, too.
+        (["model.variant=ddl-cc", "hidden_size=32"], "variant=ddl-cc, model.hidden_size=32 is"),
+    ],
+)
+def test_keys_that_a_checkpoint_overrules_are_refused(
+    typed: list[str], shown: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"{shown} given as well"):
+        tiny(tmp_path, "model.init_from=start", *typed)
+
+
+def test_a_file_that_names_the_checkpoint_may_not_name_a_shape(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    head = "# @package _global_\ndefaults: [ddl/tiny, _self_]\nmodel: {init_from: start"
+    path.write_text(f"{head}, variant: ddl}}\n")
+    with pytest.raises(UsageError, match=r"model\.variant=ddl is given as well"):
+        load_recipe([f"recipe={path}"])
+    path.write_text(f"{head}}}\n")
+    recipe = load_recipe([f"recipe={path}"])
+    assert of_family(recipe, DdlRecipe).model.hidden_size == DdlModelSection().hidden_size
+
+
+def test_a_tokenizer_that_does_not_fit_the_start_leaves_nothing(
+    ddl_run: Path, tmp_path: Path
+) -> None:
+    changes = ("data.tokenizer=train", "data.vocab_size=400", f"model.init_from={ddl_run}")
+    with pytest.raises(DataError, match=r"the tokenizer has 400 tokens, the model 258"):
+        train(tiny(tmp_path / "run", *changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_budgets_of_a_recipe_that_the_start_does_not_have_are_named(
+    ddl_run: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(
+        [
+            "recipe=ddl/nested", f"output_dir={tmp_path / 'run'}", f"model.init_from={ddl_run}",
+            "data.max_length=16", "data.max_bytes=20_000",
+        ]
+    )  # fmt: skip
+    keys = r"model\.value_budgets=\[1, 2, 4\] model\.depth_budgets=\[2, 3, 4\]"
+    with pytest.raises(BudgetError, match=rf"{keys} .*depth 3 is not in 1\.\.2.*or \[\] for"):
+        train(of_family(recipe, DdlRecipe))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("key", ["export.budgets", "evaluation.budgets", "training.budgets"])
