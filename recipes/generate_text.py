@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,13 @@ from .saved_model import model_folder
 
 logger = logging.getLogger(__name__)
 
-_DOCUMENTED = re.compile(r"^ +(\w+) \(`(int|float|bool)`[,)]", re.MULTILINE)
-_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "int": ((int,), "a whole number"),
-    "float": ((float, int), "a number"),
-    "bool": ((bool,), "true or false"),
-}
+# Settings of which GenerationConfig accepts a value of any type, to fail deep inside `generate`.
+_WHOLE = (
+    "max_new_tokens", "min_new_tokens", "max_length", "min_length", "num_beams",
+    "num_return_sequences", "top_k", "no_repeat_ngram_size", "prompt_lookup_num_tokens",
+)  # fmt: skip
+_REAL = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty")
+_SWITCHES = ("do_sample", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def _settings(request: Request) -> dict[str, Any]:
     from transformers import GenerationConfig
 
     known = vars(GenerationConfig())
-    names = ("max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p")
-    values = {name: getattr(request, name) for name in names}
+    options = ("max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p")
+    values: dict[str, Any] = {name: getattr(request, name) for name in options}
     values.update(_setting(word) for word in request.settings)
     unknown = next((name for name in values if name not in known), None)
     if unknown is not None:
@@ -157,12 +157,15 @@ def _settings(request: Request) -> dict[str, Any]:
             f"GenerationConfig has no setting {unknown!r}{did_you_mean(unknown, known)}"
         )
     given = {name: value for name, value in values.items() if value is not None}
-    # It checks few types itself; its documentation states them.
-    documented = dict(_DOCUMENTED.findall(GenerationConfig.__doc__ or ""))
-    for name, value in given.items():
-        types, allowed = _TYPES.get(documented.get(name, ""), ((), ""))
-        if types and type(value) not in types:
-            raise UsageError(f"{name} is {value!r}, it must be {allowed}; set {name}=…")
+    for names, types, allowed in (
+        (_WHOLE, (int,), "a whole number"),
+        (_REAL, (int, float), "a number"),
+        (_SWITCHES, (bool,), "true or false"),
+    ):
+        # A bool is an int to isinstance.
+        wrong = next((n for n in names if n in given and type(given[n]) not in types), None)
+        if wrong is not None:
+            raise UsageError(f"{wrong} is {given[wrong]!r}, it must be {allowed}; set {wrong}=…")
     return given
 
 

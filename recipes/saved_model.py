@@ -22,7 +22,8 @@ def model_folder(folder: Path) -> Path:
         if (place / CONFIG).is_file():
             return place
     raise ModelFolderError(
-        f"{folder} has no {CONFIG}; give the folder of a saved model, or of a finished run"
+        f"{folder} has no {CONFIG}, and no model/{CONFIG}; give the folder of a saved model, or of "
+        "the run that made it"
     )
 
 

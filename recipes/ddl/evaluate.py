@@ -25,8 +25,9 @@ from ..evaluation.row_split import rows_loader, split_rows
 from ..interleaved_timing import time_interleaved
 from ..recipe_loader import load_saved_recipe, of_family
 from ..recipe_overrides import split_arguments
+from ..saved_model import model_folder
 from .build import batches_of, require_fitting, rows_of
-from .starting_point import load_model, model_folder
+from .starting_point import load_model
 
 LATENCY_ROUNDS = 10
 

@@ -7,16 +7,10 @@ from safetensors import SafetensorError
 
 from ...modeling.modeling_ddl import DdlForCausalLM
 from ..cli_errors import ModelFolderError
-from ..saved_model import family_of_folder
+from ..saved_model import family_of_folder, model_folder
 from .official_checkpoint import is_official, load_official
 
 FAMILY = "ddl"
-MODEL_FOLDER, CONFIG = "model", "config.json"
-
-
-def model_folder(folder: Path) -> Path:
-    """Return the folder that holds the weights: itself, or ``model/`` of a run."""
-    return folder if (folder / CONFIG).is_file() else folder / MODEL_FOLDER
 
 
 def load_model(folder: Path) -> DdlForCausalLM:

@@ -44,10 +44,10 @@ from ..environment import PACKAGE_FOLDER, commit_of, environment_block
 from ..evaluation_file import KIND, write_json
 from ..evaluation_file import SCHEMA_VERSION as EVALUATION_VERSION
 from ..precision import has_accelerator, has_fast_bf16
+from ..saved_model import model_folder
 from .finetune_model import (
     has_order,
     load_source,
-    model_folder,
     predict,
     sort_after,
     sort_before,

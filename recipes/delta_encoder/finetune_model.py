@@ -21,21 +21,6 @@ from ..data.tokenizer_training import load_tokenizer
 IMPORTANCE_BATCHES = 8
 
 
-def model_folder(path: Path) -> Path:
-    """Return the folder with the weights: ``path``, or ``path/model`` of a training run.
-
-    Raises:
-        ModelFolderError: If neither holds a model.
-    """
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    raise ModelFolderError(
-        f"{path} has no config.json, and no model/config.json; give the folder of a saved "
-        "Delta-Matryoshka encoder or ModernBERT, or of the run that made it"
-    )
-
-
 def has_order(folder: Path) -> bool:
     """Whether the units of the model are sorted: it is an encoder of ours with several budgets."""
     stored = _stored_config(folder)

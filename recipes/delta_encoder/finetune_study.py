@@ -33,8 +33,8 @@ from ..cli_errors import UsageError, run_with_one_line
 from ..environment import environment_block
 from ..evaluation.evaluation_summary import named_budgets
 from ..evaluation_file import write_json
+from ..saved_model import model_folder
 from .finetune import finetune_seed
-from .finetune_model import model_folder
 from .finetune_settings import FinetuneSettings, check_seeds
 from .study_summary import interval
 

@@ -138,7 +138,7 @@ def test_export_takes_the_folder_of_a_run(
     stub(monkeypatch, "nestling.hub_cards.export_slices", export=export)
     arguments = ["export", str(tmp_path), "--budgets", "1:1", "--output", "out"]
     assert cli._run(arguments) == 4
-    assert "give the folder of a saved model, or of a finished run" in capsys.readouterr().err
+    assert "give the folder of a saved model, or of the run that made it" in capsys.readouterr().err
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "ddl"}')
     assert cli._run(arguments) == 0

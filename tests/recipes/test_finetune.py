@@ -311,27 +311,22 @@ def test_seeds_that_are_no_runs(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("emptied", ["train", "test"])
-def test_a_split_without_any_attribute_names_the_folder(
-    nested: Path, emptied: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("task", "emptied", "nothing", "text"),
+    [
+        ("attributes_easy", "train", {"attributes": "{}"}, "no text of the train split has an att"),
+        ("attributes_easy", "test", {"attributes": "{}"}, "test split has an .* fill the column"),
+        ("match_easy", "validation", {"label": 0}, "no pair of the validation split is a match"),
+        ("match_easy", "test", {"label": 0}, "no pair of the test split is a match"),
+    ],
+)
+def test_a_split_with_nothing_to_find_names_the_folder(
+    nested: Path, task: str, emptied: str, nothing: dict[str, Any], text: str, tmp_path: Path
 ) -> None:
-    folder = write_sets(tmp_path) / "attributes_easy"
-    frame = pandas.read_parquet(folder / f"{emptied}.parquet")
-    frame.assign(attributes="{}").to_parquet(folder / f"{emptied}.parquet")
-    text = f"attributes_easy: no text of the {emptied} split has an attribute .* fill the column"
-    with pytest.raises(DataError, match=text):
-        finetune(settings_of(nested, tmp_path, task="attributes_easy"), [0], tmp_path / "out")
-
-
-@pytest.mark.parametrize("emptied", ["validation", "test"])
-def test_a_split_without_any_match_names_the_folder(
-    nested: Path, emptied: str, tmp_path: Path
-) -> None:
-    folder = write_sets(tmp_path) / "match_easy"
-    frame = pandas.read_parquet(folder / f"{emptied}.parquet")
-    frame.assign(label=0).to_parquet(folder / f"{emptied}.parquet")
-    with pytest.raises(DataError, match=f"match_easy: no pair of the {emptied} split is a match"):
-        finetune(settings_of(nested, tmp_path, task="match_easy"), [0], tmp_path / "out")
+    table = write_sets(tmp_path) / task / f"{emptied}.parquet"
+    pandas.read_parquet(table).assign(**nothing).to_parquet(table)
+    with pytest.raises(DataError, match=f"{task}: .*{text}"):
+        finetune(settings_of(nested, tmp_path, task=task), [0], tmp_path / "out")
 
 
 def test_a_share_of_the_tokens_is_counted_and_named(
