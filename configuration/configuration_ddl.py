@@ -50,7 +50,8 @@ class DdlConfig(PretrainedConfig):
         k_eps: guard of the direction's norm: k = h / sqrt(|h|^2 + k_eps^2).
         sinkhorn_iterations: of the mixing matrix of ``residual_update="mhc"``.
         value_residual: mix the attention values of later layers with those of the first.
-        rebuild_state: in training, keep one state and rebuild the others backwards.
+        rebuild_state: in training, keep one state and rebuild the others backwards. Compiled code
+            does so for matrix states; a vector state is kept by the norms that read it anyway.
         budgets: budgets the model is trained for, as text.
         sliced_from: budget this model was cut at, if it was.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration.configuration_ddl import DdlConfig
+from .carried_state import CarriedState
 from .ddl_cache_slots import ATTENTION_SLOT, MLP_SLOT
 from .ddl_sublayers import DdlAttention, GatedMlp, RmsNorm
 from .deferred_rewrite import defer_rewrite, read_after, with_rewrites
@@ -129,6 +130,7 @@ class DdlLayer(GradientCheckpointingLayer):
         is_real: Tensor | None = None,
         tape: StateTape | None = None,
         notes: list[Update] | None = None,
+        carried: CarriedState | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Run the block.
@@ -142,6 +144,7 @@ class DdlLayer(GradientCheckpointingLayer):
             is_real: (batch, tokens) 0 at padding, or None.
             tape: keeps the state where states are rebuilt.
             notes: receives what the two updates did.
+            carried: keeps the state once, in compiled code; with neither a tape nor notes.
             **kwargs: passed on to the attention function.
 
         Returns:
@@ -151,12 +154,12 @@ class DdlLayer(GradientCheckpointingLayer):
         def history(slot: int) -> ConvHistory:
             return ConvHistory(past_key_values, self.layer_idx, slot, is_real)
 
-        if tape is None and notes is None and self._defers():
+        if tape is None and notes is None and self.defers():
             attend = partial(
                 self.attention, tables=tables, attention_mask=attention_mask,
                 first_value=first_value, past_key_values=past_key_values, **kwargs,
             )  # fmt: skip
-            return self._in_one_pass(state, attend)
+            return self._in_one_pass(state, attend, carried)
         update = self.attention_update
         read, connection = self._read(update, state, history(ATTENTION_SLOT), tape)
         context = self.attention_norm(read)
@@ -177,34 +180,42 @@ class DdlLayer(GradientCheckpointingLayer):
             state = write_streams(state, output, connection)
         return state, weights, first_value
 
-    def _defers(self) -> bool:
+    def defers(self) -> bool:
         """Whether both rewrites are done in one pass: in compiled code, where passes count."""
         update = self.attention_update
         return (
-            torch.compiler.is_compiling()
-            and isinstance(self.read, ChannelRead)
+            isinstance(self.read, ChannelRead)
             and isinstance(update, DeltaUpdate)
-            and update.kind != "write_only"
+            and update.defers()
         )
 
     def _in_one_pass(
-        self, state: Tensor, attend: Callable[[Tensor], tuple[Tensor, Any, Any]]
+        self,
+        state: Tensor,
+        attend: Callable[[Tensor], tuple[Tensor, Any, Any]],
+        carried: CarriedState | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Do as `forward`, with the state written once."""
         values = state.shape[-2]
         first_parts: Any = self.attention_update.parts
         second_parts: Any = self.mlp_update.parts
+        eps: float = self.attention_update.eps  # type: ignore[assignment]
         channels: Any = self.read
         read_weights = budget_rows(channels.weight, values)
-        read = read_channels(state, read_weights)
+        if carried is None:
+            read = read_channels(state, read_weights)
+        else:
+            read = carried.read(state, read_weights)
         context = self.attention_norm(read)
         output, weights, first_value = attend(context)
-        first = defer_rewrite(state, *first_parts(output, context, read, values))
+        parts = first_parts(output, context, read, values)
+        first = defer_rewrite(state, *parts, eps, carried=carried)
         read = read_after(read, read_weights, first)
         context = self.mlp_norm(read)
-        direction, value, beta = second_parts(self.mlp(context), context, read, values)
-        second = defer_rewrite(state, direction, value, beta, earlier=first)
-        return with_rewrites(state, first, second), weights, first_value
+        parts = second_parts(self.mlp(context), context, read, values)
+        second = defer_rewrite(state, *parts, eps, earlier=first, carried=carried)
+        state = with_rewrites(state, first, second, carried=carried)
+        return state, weights, first_value
 
     def _read(
         self, update: nn.Module, state: Tensor, history: ConvHistory, tape: StateTape | None

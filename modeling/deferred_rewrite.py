@@ -1,10 +1,13 @@
-"""Both rewrites of a block in one pass over the state, for compiled code.
+"""Rewrites as compiled code does them best: few passes over the state, and few sums for a token.
 
-A rewrite adds ``s k^T`` with ``s = beta (v - X k)`` in R^(d_v). Until the next block, only the
-read of the new state and its product with the next direction are needed; both follow from the
-state before and (k, s)::
+A rewrite adds ``a h^T`` with ``a = r beta (v - r X h)`` in R^(d_v) and ``r = 1 / sqrt(|h|^2 + eps^2)``,
+where h is what the sublayer gives: the direction ``k = r h`` is never built, so X h and |h|^2 are
+summed side by side, and one sum is enough in the backward pass.
 
-    sum_j w_j X'_j = sum_j w_j X_j + (sum_j w_j s_j) k        X' k2 = X k2 + s (k . k2)
+Until the next block, only the read of the new state and its product with the next h are needed; both
+follow from the state before and (h, a)::
+
+    sum_j w_j X'_j = sum_j w_j X_j + (sum_j w_j a_j) h        X' h2 = X h2 + a (h . h2)
 
 so X' need not exist: the state is written once a block, and as much less is kept and fetched in the
 backward pass. Equal to `delta_residual.rewrite` up to rounding.
@@ -15,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .carried_state import CarriedState
+from .delta_residual import at_least_fp32
 from .token_sums import sum_over_tokens
 
 
@@ -22,40 +27,48 @@ class Deferred(NamedTuple):
     """A rewrite that is not in the state yet.
 
     Attributes:
-        direction: (batch, tokens, d), k.
-        step: (batch, tokens, d_v), s.
+        raw: (batch, tokens, d), h in fp32 or fp64.
+        step: (batch, tokens, d_v), a.
     """
 
-    direction: Tensor
+    raw: Tensor
     step: Tensor
 
     @property
     def change(self) -> Tensor:
         """What it adds to the state, (batch, tokens, d_v, d)."""
-        return self.step.unsqueeze(-1) * self.direction.unsqueeze(-2)
+        return self.step.unsqueeze(-1) * self.raw.unsqueeze(-2)
 
 
 def defer_rewrite(
     state: Tensor,
-    direction: Tensor,
+    raw: Tensor,
     value: Tensor,
     beta: Tensor,
+    eps: float,
     earlier: Deferred | None = None,
+    carried: CarriedState | None = None,
 ) -> Deferred:
     """Return the rewrite of a state, or of the state after an earlier one that is not in it yet.
 
     Args:
         state: (batch, tokens, d_v, d).
-        direction: (batch, tokens, d).
+        raw: (batch, tokens, d), what the sublayer gives.
         value: (batch, tokens, d_v).
         beta: (batch, tokens, 1).
+        eps: guard of the direction, see `delta_residual.direction_of`.
         earlier: of the same state.
+        carried: gives the state back in the backward pass, so that none is kept here.
     """
-    along = (state * direction.unsqueeze(-2)).sum(-1)
+    raw = at_least_fp32(raw)
+    scale = (raw.square().sum(-1, keepdim=True) + eps * eps).rsqrt()
+    if carried is None:
+        along = (state * raw.unsqueeze(-2)).sum(-1)
+    else:
+        along = carried.along(state, raw)
     if earlier is not None:
-        overlap = (earlier.direction * direction).sum(-1, keepdim=True)
-        along = along + earlier.step * overlap
-    return Deferred(direction, beta * (value - along))
+        along = along + earlier.step * (earlier.raw * raw).sum(-1, keepdim=True)
+    return Deferred(raw, scale * beta * (value - scale * along))
 
 
 def read_after(read: Tensor, weights: Tensor, rewrite: Deferred) -> Tensor:
@@ -67,12 +80,25 @@ def read_after(read: Tensor, weights: Tensor, rewrite: Deferred) -> Tensor:
         rewrite: of the state that was read.
     """
     gain: Tensor = _WeightedSteps.apply(rewrite.step, weights)
-    return (read + gain * rewrite.direction).to(read.dtype)
+    return (read + gain * rewrite.raw).to(read.dtype)
 
 
-def with_rewrites(state: Tensor, first: Deferred, second: Deferred) -> Tensor:
-    """Return the state after two rewrites."""
-    return (state + first.change + second.change).to(state.dtype)
+def with_rewrites(
+    state: Tensor, *rewrites: Deferred, carried: CarriedState | None = None
+) -> Tensor:
+    """Return the state after one or more rewrites, in its dtype.
+
+    Args:
+        state: (batch, tokens, d_v, d).
+        *rewrites: of it.
+        carried: see `defer_rewrite`.
+    """
+    if carried is not None:
+        return carried.rewritten(state, *(tensor for one in rewrites for tensor in one))
+    changed = state
+    for one in rewrites:
+        changed = changed + one.change
+    return changed.to(state.dtype)
 
 
 class _WeightedSteps(torch.autograd.Function):

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .deferred_rewrite import defer_rewrite, with_rewrites
 from .delta_residual import StateTape, at_least_fp32, direction_of, rewrite, rewrite_on_tape
 from .nested_layers import NestedLinear
-from .token_sums import compiled_dot
+from .token_sums import compiled_dots
 
 
 class Update(NamedTuple):
@@ -73,14 +74,25 @@ class BetaLogit(WideLinear):
         if not torch.compiler.is_compiling():
             return super().forward(input)
         input = at_least_fp32(input)
-        logit = compiled_dot(input, self.weight[0].to(input.dtype))
-        return (logit + self.bias.to(input.dtype)).unsqueeze(-1)
+        return compiled_dots(input, self.weight.to(input.dtype)) + self.bias.to(input.dtype)
 
     def reset(self) -> None:
         """Set the weights of a gate that gives ``beta_init`` to every token."""
         nn.init.zeros_(self.weight)
         share = self.beta_init / 2
         nn.init.constant_(self.bias, math.log(share / (1 - share)))
+
+
+class ValueMap(NestedLinear):
+    """The linear map to the value, (..., d) to the first of d_v value channels."""
+
+    def forward(self, input: Tensor, values: int) -> Tensor:  # type: ignore[override]
+        """Map (..., d) to (..., values), in fp32 or fp64."""
+        if not (torch.compiler.is_compiling() and input.device.type == "cpu"):
+            return at_least_fp32(super().forward(input, values))
+        input = at_least_fp32(input)
+        value = compiled_dots(input, self.weight[:values].to(input.dtype))
+        return value if self.bias is None else value + self.bias[:values].to(input.dtype)
 
 
 class BetaGate(nn.Module):
@@ -118,7 +130,7 @@ class DeltaUpdate(nn.Module):
         needs_beta = config.residual_update != "frozen_beta"
         self.beta = BetaGate(size, config.beta_hidden, config.beta_init) if needs_beta else None
         needs_value = config.residual_update != "erase_only"
-        self.value = NestedLinear(size, config.d_value, config.v_bias) if needs_value else None
+        self.value = ValueMap(size, config.d_value, config.v_bias) if needs_value else None
         # The direction of its own that a value map needs; at random it is never trained.
         self.key: nn.Linear | None = None
         if config.residual_update == "random_k":
@@ -145,7 +157,10 @@ class DeltaUpdate(nn.Module):
             tape: keeps the state where states are rebuilt.
             notes: receives what was done.
         """
-        direction, value, beta = self.parts(output, context, read, state.shape[-2])
+        raw, value, beta = self.parts(output, context, read, state.shape[-2])
+        if self.defers() and tape is None and notes is None:
+            return with_rewrites(state, defer_rewrite(state, raw, value, beta, self.eps))
+        direction = direction_of(raw, self.eps)
         if self.kind == "write_only":
             written = (beta * value).unsqueeze(-1) * direction.unsqueeze(-2)
             updated = (state + written).to(state.dtype)
@@ -160,12 +175,16 @@ class DeltaUpdate(nn.Module):
     def parts(
         self, output: Tensor, context: Tensor, read: Tensor, values: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return direction, value and beta of an update of so many value channels."""
+        """Return what gives the direction, value and beta, of so many value channels."""
         # The products come first, so that a compiler can fuse all that follows on the state.
         beta = self._beta(context)
         value = self._value(output, context, read, values)
         raw = output if self.key is None else self.key(context)
-        return direction_of(raw, self.eps), value, beta
+        return raw, value, beta
+
+    def defers(self) -> bool:
+        """Whether rewrites are done as compiled code does them best."""
+        return torch.compiler.is_compiling() and self.kind != "write_only"
 
     def _beta(self, context: Tensor) -> Tensor:
         if self.beta is None:
@@ -180,7 +199,7 @@ class DeltaUpdate(nn.Module):
         # Where the direction has a map of its own, the backbone gives the value.
         source = "backbone" if self.key is not None else self.source
         inputs = {"context": context, "input": read, "backbone": output}[source]
-        value = at_least_fp32(self.value(inputs, values))
+        value: Tensor = self.value(inputs, values)
         return value if self.activation == "none" else self.scale * torch.sigmoid(value)
 
 

@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_ddl import DdlConfig
 from ..configuration.ddl_budget import DdlBudget
+from .carried_state import CarriedState
 from .ddl_cache_slots import LAST_SLOT, embedding_slot, fill_unused_slots
 from .ddl_layer import DdlLayer, read_state, state_read
 from .ddl_output import DdlOutput, refuse_beside_budgets
@@ -231,7 +232,13 @@ class DdlModel(DdlPreTrainedModel):
         """
         conv_cache = inputs.cache if self.config.conv_slots else None
         state = self._first_state(inputs.embeds, values, conv_cache, inputs.is_real)
-        tape = self._new_tape(state)
+        tape = carried = None
+        if self._rebuilds():
+            # A tape is Python, which a compiler does not see; it sees where values go.
+            if not is_traced():
+                tape = self._new_tape(state)
+            elif notes is None and self.layers[0].defers():
+                carried = CarriedState(state, max(depths))
         first_value: Tensor | None = None
         found: dict[int, Tensor] = {}
         for depth, layer in enumerate(self.layers[: max(depths)], start=1):
@@ -246,6 +253,7 @@ class DdlModel(DdlPreTrainedModel):
                 is_real=inputs.is_real,
                 tape=tape,
                 notes=notes if noted_depth is None or depth <= noted_depth else None,
+                carried=carried,
                 **kwargs,
             )
             if attentions is not None:
@@ -255,17 +263,19 @@ class DdlModel(DdlPreTrainedModel):
                 found[depth] = self.final_norm(read_state(self.last_read, state, history, tape))
         return found
 
-    def _new_tape(self, state: Tensor) -> StateTape | None:
-        """Return the tape of a pass whose states are rebuilt, which begins at ``state``."""
+    def _rebuilds(self) -> bool:
+        """Whether this pass keeps one state and rebuilds the others backwards."""
         if not (self.config.rebuild_state and self.training and torch.is_grad_enabled()):
-            return None
-        if is_traced():
-            return None  # A tape is Python; the compiler decides by itself what is kept.
+            return False
         if self.layers[0].gradient_checkpointing:
             raise ValueError(
                 "rebuild_state and gradient checkpointing both save memory and exclude each "
                 "other; switch one of them off"
             )
+        return True
+
+    def _new_tape(self, state: Tensor) -> StateTape:
+        """Return the tape of a pass whose states are rebuilt, which begins at ``state``."""
         tape = StateTape()
         tape.state = state.detach()
         return tape

@@ -132,6 +132,7 @@ def train(
     from .recipe_loader import load_recipe, recipe_yaml
     from .recipe_overrides import split_arguments
     from .saved_model import family_module
+    from .steady_memory import keep_freed_memory
 
     if all_variants:
         check_sweep(split_arguments(overrides))
@@ -141,6 +142,7 @@ def train(
     if dry_run:
         show_line(recipe_yaml(recipe))
         return
+    keep_freed_memory()
     module = family_module(recipe.family, "train")
     run = module.train_all_variants if all_variants else module.train
     report = run(recipe, resume=resume)

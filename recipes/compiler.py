@@ -29,20 +29,13 @@ def why_eager(device: str = "cpu") -> str | None:
     )
 
 
-def compiles(device: str = "cpu", rebuilds_state: bool = False) -> bool:
+def compiles(device: str = "cpu") -> bool:
     """Return whether to compile; without a compiler a warning says so and the run is eager.
 
     Args:
         device: where the model runs.
-        rebuilds_state: whether its configuration sets `rebuild_state`.
     """
     reason = why_eager(device)
     if reason is not None:
         logger.warning(reason)
-        return False
-    if rebuilds_state:
-        logger.warning(
-            "rebuild_state=True has no effect in compiled code, where the compiler decides which "
-            "states are kept; set torch_compile=False to rebuild them"
-        )
-    return True
+    return reason is None

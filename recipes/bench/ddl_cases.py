@@ -43,8 +43,7 @@ class DdlBenchSettings(BenchSettings):
         modes: eager, compiled.
         device: cpu or cuda; None takes a GPU where there is one.
         memory: also measure peak memory.
-        keeps_freed_memory: time without page faults, see `keep_freed_memory`. A training run has
-            them, so whole models are timed with them.
+        keeps_freed_memory: time without page faults, as training runs, see `keep_freed_memory`.
         has_targets: whether the sizes are those that the targets were set for.
     """
 

@@ -52,14 +52,12 @@ class ModelBenchSettings(DdlBenchSettings):
         sequence_length: tokens per row; decoding starts in its middle.
         batch_size: rows of a training step.
         decoded_rows: rows of a decoding step.
-        keeps_freed_memory: no, as in training.
         memory_layers: blocks of the models whose rebuilt states are compared with stored ones.
         memory_rows: rows of their training step.
     """
 
     rounds: int = 15
     warmup: int = 3
-    keeps_freed_memory: bool = False
     vocab_size: int = 2048
     hidden_size: int = 256
     num_hidden_layers: int = 6

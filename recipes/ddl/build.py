@@ -274,7 +274,7 @@ def training_arguments(recipe: DdlRecipe, resuming: bool = False) -> NestlingTra
     )
     device = "cpu" if shared["use_cpu"] else "accelerator"
     if section.torch_compile:
-        shared["torch_compile"] = compiles(device, recipe.model.rebuild_state)
+        shared["torch_compile"] = compiles(device)
     if section.warmup_steps is not None:
         shared.update(warmup_steps=section.warmup_steps, lr_warmup_ratio=0.0)
     return NestlingTrainingArguments(

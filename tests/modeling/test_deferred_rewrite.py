@@ -3,12 +3,14 @@
 import pytest
 import torch
 from nestling.modeling.deferred_rewrite import defer_rewrite, read_after, with_rewrites
-from nestling.modeling.delta_residual import rewrite
+from nestling.modeling.delta_residual import direction_of, rewrite
 from torch import Tensor
+
+EPS = 1e-3
 
 
 def draw(values: int) -> list[Tensor]:
-    """State, weights of the read, and two times direction, value and beta."""
+    """State, weights of the read, and two times what gives a direction, value and beta."""
     generator = torch.Generator().manual_seed(values)
 
     def normal(*shape: int) -> Tensor:
@@ -19,14 +21,15 @@ def draw(values: int) -> list[Tensor]:
 
 
 def in_two_passes(state: Tensor, weights: Tensor, *parts: Tensor) -> list[Tensor]:
-    middle = rewrite(state, *parts[:3])
-    return [(middle * weights).sum(-2), rewrite(middle, *parts[3:])]
+    middle = rewrite(state, direction_of(parts[0], EPS), *parts[1:3])
+    last = rewrite(middle, direction_of(parts[3], EPS), *parts[4:])
+    return [(middle * weights).sum(-2), last]
 
 
 def in_one_pass(state: Tensor, weights: Tensor, *parts: Tensor) -> list[Tensor]:
-    first = defer_rewrite(state, *parts[:3])
+    first = defer_rewrite(state, *parts[:3], EPS)
     read = read_after((state * weights).sum(-2), weights, first)
-    second = defer_rewrite(state, *parts[3:], earlier=first)
+    second = defer_rewrite(state, *parts[3:], EPS, earlier=first)
     return [read, with_rewrites(state, first, second)]
 
 
@@ -47,3 +50,13 @@ def test_one_pass_equals_two(values: int) -> None:
 def test_results_keep_the_dtype_of_the_state() -> None:
     inputs = [tensor.detach().bfloat16() for tensor in draw(2)]
     assert {output.dtype for output in in_one_pass(*inputs)} == {torch.bfloat16}
+
+
+def test_a_sublayer_that_gives_nothing_changes_nothing() -> None:
+    state, weights, raw, value, beta, *_ = draw(2)
+    nothing = (0 * raw).detach().requires_grad_()
+    rewrite = defer_rewrite(state, nothing, value, beta, EPS)
+    updated = with_rewrites(state, rewrite)
+    assert torch.equal(updated, state)
+    gradients = torch.autograd.grad(updated.square().sum(), [state, nothing, value, beta])
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)

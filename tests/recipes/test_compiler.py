@@ -19,11 +19,9 @@ def test_a_missing_compiler_is_named_in_one_line(
     assert compiler.why_eager("cuda") is None  # what a GPU runs is not built by it
 
 
-def test_rebuilt_states_do_not_go_with_compiled_code(
+def test_with_a_compiler_nothing_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(compiler, "has_cpp_compiler", lambda: True)
     with caplog.at_level(logging.WARNING):
         assert compiler.compiles() and not caplog.records
-        assert compiler.compiles(rebuilds_state=True)
-    assert "rebuild_state=True has no effect in compiled code" in caplog.text

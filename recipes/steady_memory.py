@@ -1,8 +1,9 @@
-"""Timing without the page faults of an allocator that changes its mind.
+"""A process without the page faults of an allocator that changes its mind.
 
 glibc hands large blocks back to the system and takes them anew, or keeps them, by a threshold that
 moves with the history of the process. A kernel of a millisecond then takes one or three, for the
-whole life of a process: two runs of equal code differ by that.
+whole life of a process: two runs of equal code differ by that. A training step frees and takes the
+same blocks over and over, so a run on a processor keeps them; so do timings.
 """
 
 import ctypes

@@ -1,0 +1,88 @@
+"""Rebuilt states of compiled code: the gradients of kept states, without keeping them."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from ddl_models import lively, tokens
+from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR
+from nestling.modeling.carried_state import CarriedState
+from nestling.modeling.modeling_ddl import DdlForCausalLM
+from torch import Tensor
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < TRANSFORMERS_FLOOR,
+    reason="Deep Delta Learning decoders need transformers >= 5.17",
+)
+
+
+def chain(carried: bool) -> list[Tensor]:
+    """Two blocks of reads, products and rewrites: the result, and the gradients of all inputs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    start, weights = normal(2, 3, 2, 5), normal(2, 5)
+    raws, steps = [normal(2, 3, 5) for _ in range(4)], [normal(2, 3, 2) for _ in range(4)]
+    state, seen = start, torch.zeros((), dtype=torch.float64)
+    carrier = CarriedState(state, blocks=2) if carried else None
+    for block in range(2):
+        changes = [raws[2 * block], steps[2 * block], raws[2 * block + 1], steps[2 * block + 1]]
+        if carrier is not None:
+            seen = seen + carrier.read(state, weights).sin().sum()
+            seen = seen + carrier.along(state, changes[0]).sin().sum()
+            state = carrier.rewritten(state, *changes)
+        else:
+            seen = seen + (state * weights).sum(-2).sin().sum()
+            seen = seen + (state * changes[0].unsqueeze(-2)).sum(-1).sin().sum()
+            for raw, step in zip(changes[::2], changes[1::2], strict=True):
+                state = state + step.unsqueeze(-1) * raw.unsqueeze(-2)
+    total = seen + state.cos().sum()
+    inputs = [start, weights, *raws, *steps]
+    return [total.detach(), *torch.autograd.grad(total, inputs)]
+
+
+def test_gradients_are_those_of_plain_tensors() -> None:
+    for found, expected in zip(chain(carried=True), chain(carried=False), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
+def compiled_step(model: DdlForCausalLM) -> tuple[list[Tensor], int]:
+    """Return loss and gradients of a compiled step, and how many whole states it kept."""
+    ids, kept = tokens(), set()
+    values, size = model.config.d_value, model.config.hidden_size
+    state = torch.Size((*ids.shape, values, size))
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.shape == state:
+            kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    def loss_of(ids: Tensor) -> Any:
+        return model(input_ids=ids, labels=ids, use_cache=False).loss
+
+    torch.compiler.reset()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = torch.compile(loss_of, fullgraph=True, backend="aot_eager_decomp_partition")(ids)
+        return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))], len(kept)
+    finally:
+        torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", ["ddl-cc", "ddl-cc-ec"])
+def test_a_compiled_step_keeps_one_state(name: str) -> None:
+    found, kept = compiled_step(lively(name, rebuild_state=True).double().train())
+    expected, stored = compiled_step(lively(name, rebuild_state=False).double().train())
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-8)
+    assert kept == 1 < 3 <= stored  # three blocks
+
+
+def test_checkpointing_is_refused_beside_it() -> None:
+    model = lively("ddl-cc", rebuild_state=True).train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="exclude each other"):
+        model(tokens(), use_cache=False)
