@@ -1,8 +1,8 @@
-"""A matrix state that is kept once, in compiled code: each block rebuilds it in the backward pass.
+"""A matrix state that compiled code keeps once: each block rebuilds its own, backwards.
 
-A rewrite can be undone, ``X = X' - a h^T``, because its change is kept. So a block needs no state of
-its own for its gradients if the block after it hands over the one it began with. In eager code a
-`StateTape` does that. A compiler follows values only, so the state travels as values travel
+A rewrite can be undone, ``X = X' - a h^T``, because its change is kept. So a block needs no state
+of its own for its gradients if the block after it hands over the one it began with. In eager code
+a `StateTape` does that. A compiler follows values only, so the state travels as values travel
 backwards: each function here also returns a carrier, a tensor that is never read, and what comes
 back as the "gradient" of a carrier is the state itself. The states of all blocks but the last need
 no memory.

@@ -12,7 +12,7 @@ from ..configuration.configuration_ddl import DdlConfig
 from .carried_state import CarriedState
 from .ddl_cache_slots import ATTENTION_SLOT, MLP_SLOT
 from .ddl_sublayers import DdlAttention, GatedMlp, RmsNorm
-from .deferred_rewrite import defer_rewrite, read_after, with_rewrites
+from .deferred_rewrite import read_after, with_rewrites
 from .delta_gates import DeltaUpdate, Update
 from .delta_residual import StateTape, read_channels
 from .hyper_connections import Connection, HyperConnection, read_streams, write_streams
@@ -196,24 +196,20 @@ class DdlLayer(GradientCheckpointingLayer):
         carried: CarriedState | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Do as `forward`, with the state written once."""
-        values = state.shape[-2]
-        first_parts: Any = self.attention_update.parts
-        second_parts: Any = self.mlp_update.parts
-        eps: float = self.attention_update.eps  # type: ignore[assignment]
+        attention_update: Any = self.attention_update
+        mlp_update: Any = self.mlp_update
         channels: Any = self.read
-        read_weights = budget_rows(channels.weight, values)
+        read_weights = budget_rows(channels.weight, state.shape[-2])
         if carried is None:
             read = read_channels(state, read_weights)
         else:
             read = carried.read(state, read_weights)
         context = self.attention_norm(read)
         output, weights, first_value = attend(context)
-        parts = first_parts(output, context, read, values)
-        first = defer_rewrite(state, *parts, eps, carried=carried)
+        first = attention_update.deferred(state, output, context, read, carried=carried)
         read = read_after(read, read_weights, first)
         context = self.mlp_norm(read)
-        parts = second_parts(self.mlp(context), context, read, values)
-        second = defer_rewrite(state, *parts, eps, earlier=first, carried=carried)
+        second = mlp_update.deferred(state, self.mlp(context), context, read, first, carried)
         state = with_rewrites(state, first, second, carried=carried)
         return state, weights, first_value
 

@@ -1,11 +1,11 @@
 """Rewrites as compiled code does them best: few passes over the state, and few sums for a token.
 
-A rewrite adds ``a h^T`` with ``a = r beta (v - r X h)`` in R^(d_v) and ``r = 1 / sqrt(|h|^2 + eps^2)``,
-where h is what the sublayer gives: the direction ``k = r h`` is never built, so X h and |h|^2 are
-summed side by side, and one sum is enough in the backward pass.
+A rewrite adds ``a h^T`` with ``a = r beta (v - r X h)`` in R^(d_v), ``r = 1 / sqrt(|h|^2 + eps^2)``
+and h what the sublayer gives: the direction ``k = r h`` is never built, so X h and |h|^2 are summed
+side by side, and one sum is enough in the backward pass.
 
-Until the next block, only the read of the new state and its product with the next h are needed; both
-follow from the state before and (h, a)::
+Until the next block, only the read of the new state and its product with the next h are needed;
+both follow from the state before and (h, a)::
 
     sum_j w_j X'_j = sum_j w_j X_j + (sum_j w_j a_j) h        X' h2 = X h2 + a (h . h2)
 

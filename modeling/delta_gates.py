@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .deferred_rewrite import defer_rewrite, with_rewrites
+from .carried_state import CarriedState
+from .deferred_rewrite import Deferred, defer_rewrite, with_rewrites
 from .delta_residual import StateTape, at_least_fp32, direction_of, rewrite, rewrite_on_tape
 from .nested_layers import NestedLinear
 from .token_sums import compiled_dots
@@ -157,9 +158,9 @@ class DeltaUpdate(nn.Module):
             tape: keeps the state where states are rebuilt.
             notes: receives what was done.
         """
-        raw, value, beta = self.parts(output, context, read, state.shape[-2])
         if self.defers() and tape is None and notes is None:
-            return with_rewrites(state, defer_rewrite(state, raw, value, beta, self.eps))
+            return with_rewrites(state, self.deferred(state, output, context, read))
+        raw, value, beta = self._parts(output, context, read, state.shape[-2])
         direction = direction_of(raw, self.eps)
         if self.kind == "write_only":
             written = (beta * value).unsqueeze(-1) * direction.unsqueeze(-2)
@@ -172,7 +173,33 @@ class DeltaUpdate(nn.Module):
             notes.append(_note(state, updated, direction, beta, value))
         return updated
 
-    def parts(
+    def defers(self) -> bool:
+        """Whether rewrites are done as compiled code does them best."""
+        return torch.compiler.is_compiling() and self.kind != "write_only"
+
+    def deferred(
+        self,
+        state: Tensor,
+        output: Tensor,
+        context: Tensor,
+        read: Tensor,
+        earlier: Deferred | None = None,
+        carried: CarriedState | None = None,
+    ) -> Deferred:
+        """Return the update as a rewrite that is not in the state yet.
+
+        Args:
+            state: see `forward`, as for the next three.
+            output: see there.
+            context: see there.
+            read: see there.
+            earlier: a rewrite of the same state before this one.
+            carried: see `defer_rewrite`.
+        """
+        parts = self._parts(output, context, read, state.shape[-2])
+        return defer_rewrite(state, *parts, self.eps, earlier, carried)
+
+    def _parts(
         self, output: Tensor, context: Tensor, read: Tensor, values: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what gives the direction, value and beta, of so many value channels."""
@@ -181,10 +208,6 @@ class DeltaUpdate(nn.Module):
         value = self._value(output, context, read, values)
         raw = output if self.key is None else self.key(context)
         return raw, value, beta
-
-    def defers(self) -> bool:
-        """Whether rewrites are done as compiled code does them best."""
-        return torch.compiler.is_compiling() and self.kind != "write_only"
 
     def _beta(self, context: Tensor) -> Tensor:
         if self.beta is None:

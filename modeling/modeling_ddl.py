@@ -235,9 +235,10 @@ class DdlModel(DdlPreTrainedModel):
         tape = carried = None
         if self._rebuilds():
             # A tape is Python, which a compiler does not see; it sees where values go.
+            first: Any = self.layers[0]
             if not is_traced():
                 tape = self._new_tape(state)
-            elif notes is None and self.layers[0].defers():
+            elif notes is None and first.defers():
                 carried = CarriedState(state, max(depths))
         first_value: Tensor | None = None
         found: dict[int, Tensor] = {}

@@ -8,10 +8,10 @@ import torch
 
 from ..interleaved_timing import Timing, time_interleaved
 from ..latency_quantiles import latency_quantiles, ratio_interval
+from ..steady_memory import keep_freed_memory
 from .bench_report import gate
 from .ddl_cases import COMPILED, Action, Case, DdlBenchSettings
 from .peak_memory import memory_is_measured_as, peak_memory
-from ..steady_memory import keep_freed_memory
 
 # A copy reads and writes every byte.
 COPY_TRAFFIC = 2

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from ..interleaved_timing import time_interleaved
+from ..steady_memory import keep_freed_memory
 from .case_measurement import clock_of, samples_of, synchronous, timed_cases
 from .ddl_cases import Action, Case, DdlBenchSettings
 from .peak_memory import peak_in_child
-from ..steady_memory import keep_freed_memory
 
 
 class CaseWorker:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...configuration.ddl_settings import VARIANTS
+from ...modeling.deferred_rewrite import defer_rewrite, with_rewrites
 from ...modeling.delta_residual import direction_of, rewrite
 from .bench_report import report, torch_threads
 from .case_measurement import measured_rows, share_rows, speed_ratio
@@ -161,6 +162,8 @@ def _prepare(
 
 def delta_update(state: Tensor, output: Tensor, value: Tensor, beta: Tensor) -> Tensor:
     """Update (tokens, d_v, d) along the direction of a sublayer's output, as the models do."""
+    if torch.compiler.is_compiling():
+        return with_rewrites(state, defer_rewrite(state, output, value, beta, K_EPS))
     return rewrite(state, direction_of(output, K_EPS), value, beta)
 
 

@@ -53,7 +53,7 @@ def test_results_keep_the_dtype_of_the_state() -> None:
 
 
 def test_a_sublayer_that_gives_nothing_changes_nothing() -> None:
-    state, weights, raw, value, beta, *_ = draw(2)
+    state, _, raw, value, beta, *_ = draw(2)
     nothing = (0 * raw).detach().requires_grad_()
     rewrite = defer_rewrite(state, nothing, value, beta, EPS)
     updated = with_rewrites(state, rewrite)
