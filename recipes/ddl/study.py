@@ -28,6 +28,7 @@ from ..ddl_schema import DdlRecipe
 from ..environment import environment_block
 from ..evaluation_file import read_evaluation, write_json
 from ..recipe_loader import load_recipe, load_saved_recipe, of_family
+from ..steady_memory import keep_freed_memory
 from ..training_run import METRICS_FILE, require_same_recipe
 from .study_costs import measure_step_times
 from .study_methods import BASELINE, LONGER, METHODS, longer_name
@@ -123,7 +124,7 @@ def write_times(study: Study, methods: Sequence[str], rounds: int) -> None:
         UsageError: if the times there are those of another recipe.
     """
     path = study.folder / TIMES_FILE
-    wanted = [name for name in methods if "@" not in name]
+    wanted = list(dict.fromkeys([BASELINE, *(name for name in methods if "@" not in name)]))
     asked = sorted(word for word in study.arguments if "path" not in word)
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
@@ -205,7 +206,8 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     study = open_study(given.recipe, given.output)
-    write_times(study, list(METHODS), given.step_rounds)
+    keep_freed_memory()
+    write_times(study, given.methods, given.step_rounds)
     run_study(study, given.seeds, given.methods)
 
 

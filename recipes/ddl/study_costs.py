@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...trainers.parameter_groups import build_parameter_groups
+from ..compiler import compiles
 from ..data.causal_corpus import build_streams
 from ..data.causal_rows import collate_rows
 from ..ddl_schema import DdlRecipe
@@ -60,10 +61,13 @@ def _training_step(recipe: DdlRecipe) -> Callable[[], None]:
     labels = batch.pop("labels").flatten()
     is_bf16 = uses_bf16(recipe)
     budget = model.config.budget_class.full(model.config)
+    run: Any = model
+    if section.torch_compile and compiles(device):
+        run = torch.compile(model)
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=is_bf16):
-            logits = model(**batch, budgets=(budget,)).budget_logits[0]
+            logits = run(**batch, budgets=(budget,)).budget_logits[0]
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.training.max_grad_norm or 1.0)
