@@ -9,7 +9,7 @@ from pathlib import Path
 from ..bench_summary import KIND as BENCHMARK
 from ..cli_errors import DataError
 from ..ddl.original_config import VARIANT_SLUGS
-from ..ddl.original_report import REPORT
+from ..ddl.original_report import MANIFEST, REPORT, read_manifest
 from ..evaluation_file import KIND as EVALUATION
 from .json_results import ACCEPTED, ORIGINAL, STUDY, OtherKindError, read_result
 
@@ -79,6 +79,9 @@ def find_files(paths: Sequence[Path]) -> Found:
             _add_folder(path, found)
         elif path.suffix == ".jsonl":
             found.runs.append(_run(path.parent, path.parent.resolve().name, path))
+        elif path.name == MANIFEST:
+            read_manifest(path.parent)  # damaged, it says so; what was measured lies beside it
+            _add_folder(path.parent, found)
         else:
             _add_result(path, str(read_result(path)["kind"]), found)
     unique: dict[tuple[Path, int], RunFiles] = {}

@@ -166,3 +166,20 @@ def test_other_json_is_still_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "manifest.json", {"variant": "ddl", "config": {}})
     with pytest.raises(DataError, match="which is not shown"):
         read_result(path)
+
+
+def test_a_manifest_opens_what_was_measured_beside_it(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    manifest = {"variant": "DdlVector", "config": {}, "num_params": 1, "weights_stem": "model"}
+    path = write(tmp_path / "run" / "manifest.json", manifest)
+    with pytest.raises(DataError, match="holds nothing that can be shown"):
+        find_files([path])
+    write(path.parent / "training_report.json", report)
+    assert [run.report for run in find_files([path]).runs] == [path.parent / "training_report.json"]
+    write(path, '{"variant": "DdlV')
+    with pytest.raises(DataError, match="cut short"):
+        find_files([path])
+    path.unlink()
+    with pytest.raises(DataError, match="does not exist"):
+        find_files([path])
