@@ -102,7 +102,10 @@ def stages_of(
                 output_dir=str(here),
                 model=model,
                 loss=loss,
-                training=replace(run.recipe.training, max_steps=own, epochs=None),
+                # A study compares models after the last step; choosing a best one would cost time only.
+                training=replace(
+                    run.recipe.training, max_steps=own, epochs=None, eval_steps=None
+                ),
                 export=replace(recipe.export, budgets=[]),
                 evaluation=replace(evaluation, latency=False),
             )
@@ -177,6 +180,11 @@ def single_width(budget: DeltaBudget, channels: int) -> int:
 def nested(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
     """Ours: the recipe as it is."""
     return [Run(recipe)]
+
+
+def largest_first(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
+    """Ours with the largest budget alone for the first half, which leaves FLOPs for more steps."""
+    return [Run(replace(recipe, training=replace(recipe.training, largest_alone=0.5)))]
 
 
 def post_hoc(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
@@ -257,6 +265,7 @@ def paired_heads(recipe: DeltaEncoderRecipe) -> list[int]:
 
 METHODS: dict[str, Method] = {
     NESTED: Method("ours", nested, "this repository"),
+    "largest-first": Method("ours, largest first", largest_first, "this repository"),
     POST_HOC: Method("post-hoc slices", post_hoc, "no training of slices"),
     "matformer": Method("MatFormer", matformer, "https://arxiv.org/abs/2310.07707"),
     "dynabert": Method("DynaBERT", dyna_bert, "https://arxiv.org/abs/2004.04037"),

@@ -46,6 +46,7 @@ NAMED = {
     "largest": DeltaBudget.parse("1.0:4:3"),
 }
 RIVALS = ("post-hoc", "matformer", "dynabert", "sortednet", "starbucks")
+OURS = ("nested", "largest-first")
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,9 @@ def summary(finished: Path) -> dict[str, Any]:
 
 def test_every_method_has_its_cells(summary: dict[str, Any]) -> None:
     methods = summary["tables"]["tokens"]["methods"]
-    assert list(methods) == ["nested", *RIVALS, "separate"]
+    assert list(methods) == [*OURS, *RIVALS, "separate"]
     assert methods["nested"]["seeds"] == methods["sortednet"]["seeds"] == [0, 1]
-    for name in ("nested", *RIVALS):
+    for name in (*OURS, *RIVALS):
         assert len(methods[name]["budgets"]) == 27
     named, nested = summary["named_budgets"], methods["nested"]["budgets"]
     alone = methods["separate"]["budgets"]
@@ -209,9 +210,10 @@ def test_every_rule_is_a_valid_recipe(method: str, tmp_path: Path) -> None:
     stages = stages_of(method, recipe, NAMED, steps=10, seed=3, folder=tmp_path / "cell")
     for stage in stages:
         validate(stage)
-        if method != "nested":
+        if method not in OURS:
             assert stage.loss.largest_share is None
             assert not stage.model.exit_affine
+    assert (stages[0].training.largest_alone == 0.5) == (method == "largest-first")
     assert sum(stage.training.max_steps or 0 for stage in stages) == 10
     assert len({stage.seed for stage in stages}) == len(stages)
 
