@@ -1,8 +1,10 @@
 """Checks of the settings that concern deltas, norms that know their budget, and routing."""
 
+import math
 from typing import Any
 
 DELTA_KINDS = ("dense", "dictionary", "low_rank")
+LEARNED = "learned"
 
 
 def validate_delta_settings(config: Any) -> None:
@@ -82,6 +84,40 @@ def choose_tokens_by_share(config: Any, ratio: float) -> None:
         )
     config.delta_token_ratio, config.delta_token_threshold = ratio, None
     check_choice_of_tokens(config)
+
+
+def choose_tokens_by_threshold(config: Any, threshold: float | str) -> float:
+    """Let the real tokens that score above a threshold get the delta, in place of a share.
+
+    Args:
+        config: the configuration, which is changed.
+        threshold: a number, or ``"learned"`` for the one that training noted.
+
+    Returns:
+        The threshold as a number.
+
+    Raises:
+        ValueError: for a model without a preview network or a learned threshold, or for no number.
+    """
+    if not config.token_routing:
+        raise ValueError(
+            f"delta_token_threshold {threshold} needs a model with a preview network; train one "
+            "with model.token_routing=true, or leave the threshold out"
+        )
+    chosen = config.learned_token_threshold if threshold == LEARNED else threshold
+    if chosen is None:
+        raise ValueError(
+            f"delta_token_threshold {threshold} needs a learned_token_threshold, and the model has "
+            "none; give a number, or train longer: routed passes learn it"
+        )
+    # No JSON holds infinity.
+    if isinstance(chosen, str) or not _is_number(chosen) or not math.isfinite(chosen):
+        raise ValueError(
+            f"delta_token_threshold {threshold!r} must be a finite number, or {LEARNED!r}"
+        )
+    config.delta_token_ratio, config.delta_token_threshold = None, float(chosen)
+    check_choice_of_tokens(config)
+    return float(chosen)
 
 
 def delta_share(config: Any) -> float:

@@ -39,6 +39,7 @@ _ORIGINS = {
     "recipe": "recipe",
     "command": "command",
     "trained_commit": "trained at commit",
+    "delta_pack": "delta of the upgrade pack",
 }
 
 
@@ -162,10 +163,23 @@ def _conditions(evaluation: dict[str, Any] | None) -> str:
     data = ", ".join(_scalars(evaluation.get("data", {})))
     machine = ", ".join(_scalars(evaluation.get("environment", {})))
     length = evaluation.get("sequence_length")
-    ratio = evaluation.get("delta_token_ratio")
-    routed = "" if ratio is None else f" Delta on {100 * ratio:g} % of the tokens."
+    routed = _routed_tokens(evaluation)
     machine = machine or "not stated"
     return f"Data: {data or 'not stated'}; {length} tokens.{routed} Machine: {machine}."
+
+
+def _routed_tokens(evaluation: dict[str, Any]) -> str:
+    """Return a sentence on which tokens got the delta; nothing where all did."""
+    ratio, threshold = (evaluation.get(f"delta_token_{name}") for name in ("ratio", "threshold"))
+    if threshold is None:
+        return "" if ratio is None else f" Delta on {100 * ratio:g} % of the tokens."
+    each = [row.get("delta_token_share") for row in evaluation["budgets"]]
+    shares = sorted({f"{100 * share:.3g}" for share in each if share is not None}, key=float)
+    spread = " to ".join(dict.fromkeys([shares[0], shares[-1]])) if shares else "0"
+    return (
+        f" Delta on the tokens that score above {threshold:g}, {spread} % of all by budget, which "
+        "the FLOPs count."
+    )
 
 
 def _scalars(values: dict[str, Any]) -> Iterable[str]:

@@ -25,6 +25,10 @@ class DeltaPackError(ValueError):
     """A pack that does not fit the model."""
 
 
+class PackFileError(DeltaPackError):
+    """A file that is missing, cannot be read, or is no pack."""
+
+
 class PackSize(NamedTuple):
     """Bytes of a delta.
 
@@ -69,8 +73,13 @@ def export_delta_pack(model: Any, file: Path | str, *, with_atoms: bool = False)
     return pack_size(model)
 
 
-def export_folder_pack(model_dir: Path, file: Path) -> PackSize:
+def export_folder_pack(model_dir: Path, file: Path, *, with_atoms: bool = False) -> PackSize:
     """Write the delta of the nested model in ``model_dir``, in the dtype it is stored in.
+
+    Args:
+        model_dir: folder that training wrote.
+        file: as for `export_delta_pack`.
+        with_atoms: likewise.
 
     Raises:
         ExportError: if the folder holds no nested encoder.
@@ -82,7 +91,7 @@ def export_folder_pack(model_dir: Path, file: Path) -> PackSize:
             f"{model_dir} holds a {elastic.family.model_type} model, which has no delta to pack; "
             "give a delta_encoder"
         )
-    return export_delta_pack(elastic.model.to(elastic.dtype), file)
+    return export_delta_pack(elastic.model.to(elastic.dtype), file, with_atoms=with_atoms)
 
 
 @torch.no_grad()
@@ -92,18 +101,12 @@ def load_delta_pack(model: Any, file: Path | str) -> None:
     Nothing is changed unless everything fits.
 
     Raises:
-        DeltaPackError: if the file is no pack, was made for other base weights, atoms or sizes, or
-            holds a number that is not finite.
+        PackFileError: if the file is missing, unreadable or no pack.
+        DeltaPackError: if it was made for other base weights, atoms or sizes, or holds a number
+            that is not finite.
     """
     trunk = model.base_model
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    except Exception as error:
-        raise DeltaPackError(f"{file} is not a readable safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise DeltaPackError(f"{file} is not a delta pack; write one with export_delta_pack")
+    metadata, tensors = _read(file)
     if metadata.get("kind") != trunk.config.delta_kind:
         raise DeltaPackError(
             f"{file} is of delta_kind {metadata.get('kind')}, "
@@ -126,11 +129,54 @@ def load_delta_pack(model: Any, file: Path | str) -> None:
         raise DeltaPackError(f"{file} was made for other base weights than those of this model")
     if not brings_atoms and metadata.get("atoms") != fingerprint(atoms):
         raise DeltaPackError(
-            f"{file} was made for other atoms; export it with with_atoms=True and load that"
+            f"{file} was made for other atoms; export it with --with-atoms (with_atoms=True) and "
+            "load that"
         )
     _require_finite(tensors, str(file), "copy it again, or export an earlier checkpoint")
     for name, tensor in tensors.items():
         places[name].copy_(tensor)
+
+
+def load_pack_as_stored(model: Any, file: Path | str, dtype: torch.dtype) -> None:
+    """Put the delta of a pack into a model that runs in float32 and is stored in ``dtype``.
+
+    Fingerprints are those of the stored weights. Float32 holds all of their values exactly, so the
+    way there and back changes none.
+
+    Raises:
+        DeltaPackError: as for `load_delta_pack`.
+    """
+    model.to(dtype)
+    load_delta_pack(model, file)
+    model.to(torch.float32)
+
+
+def pack_identity(file: Path | str) -> dict[str, str]:
+    """Return what tells a pack from others: its ``file`` name and the ``sha256`` of the file.
+
+    Raises:
+        PackFileError: if the file is missing, unreadable or no pack.
+    """
+    _read(file)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return {"file": Path(file).name, "sha256": digest}
+
+
+def _read(file: Path | str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return metadata and tensors of a pack."""
+    fix = "give a file that nestling export --delta-pack wrote"
+    if not Path(file).exists():
+        raise PackFileError(f"{file} does not exist; {fix}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    except Exception as error:
+        cause = f"{file} is not a readable safetensors file ({error})"
+        raise PackFileError(f"{cause}; {fix}") from error
+    if metadata.get("format") != FORMAT:
+        raise PackFileError(f"{file} is not a delta pack; {fix}")
+    return metadata, tensors
 
 
 def _require_finite(tensors: dict[str, Tensor], where: str, fix: str) -> None:

@@ -64,12 +64,7 @@ def load_elastic(folder: Path) -> ElasticModel:
     Raises:
         ExportError: if the folder holds no such model or an incomplete one.
     """
-    stored = read_json(folder / "config.json")
-    family = _family_of(str(stored.get("model_type")), str(folder))
-    register_families()
-    names = stored.get("architectures") or []
-    auto_class = _auto_class(family, names[0] if names else "", str(folder))
-    model_class = resolve(family.auto_classes[auto_class])
+    model_class, _ = _classes_of(folder)
     try:
         model, report = model_class.from_pretrained(
             folder, dtype="auto", output_loading_info=True
@@ -86,6 +81,31 @@ def load_elastic(folder: Path) -> ElasticModel:
     origin = read_json(marker) if marker.is_file() else {}
     described = describe_model(model, _load_tokenizer(folder), folder.resolve().name, origin)
     return ElasticModel(**{**described.__dict__, "dtype": dtype})
+
+
+def load_outline(folder: Path) -> ElasticModel:
+    """Return the nested model in ``folder`` without its weights, which are not read.
+
+    Raises:
+        ExportError: if the folder holds no such model, or no weights.
+    """
+    model_class, family = _classes_of(folder)
+    if not any(folder.glob("model*.safetensors")):
+        raise ExportError(f"{folder} has no weights (model*.safetensors); train or copy it again")
+    config = resolve(family.config).from_pretrained(folder)
+    with torch.device("meta"):
+        model = model_class(config)
+    return describe_model(model, _load_tokenizer(folder), folder.resolve().name, {})
+
+
+def _classes_of(folder: Path) -> tuple[Any, Family]:
+    """Return the class and the family of the model in a folder, from its configuration."""
+    stored = read_json(folder / "config.json")
+    family = _family_of(str(stored.get("model_type")), str(folder))
+    register_families()
+    names = stored.get("architectures") or []
+    auto_class = _auto_class(family, names[0] if names else "", str(folder))
+    return resolve(family.auto_classes[auto_class]), family
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

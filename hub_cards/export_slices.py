@@ -6,6 +6,7 @@ output and renamed at the end: an export is there in full, or not at all.
 """
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
 from ..configuration.budget import select_budgets
-from ..configuration.delta_settings import choose_tokens_by_share, delta_share
+from ..configuration.delta_settings import (
+    choose_tokens_by_share,
+    choose_tokens_by_threshold,
+    delta_share,
+)
 from .complete_folder import (
     LADDER,
     ExportError,
@@ -25,11 +30,14 @@ from .complete_folder import (
     staging_folder,
     write_json,
 )
-from .elastic_folder import ElasticModel, describe_model, load_elastic
+from .delta_pack import load_pack_as_stored, pack_identity
+from .elastic_folder import ElasticModel, describe_model, load_elastic, load_outline
 from .ladder_file import kept_entries, ladder, ladder_entry, read_evaluation
-from .model_files import WEIGHTS, has_native_class
+from .model_files import WEIGHTS, choose_format, has_native_class
 from .slice_folder import write_elastic_folder, write_slice_folder
 from .verify_export import verify_folder
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("auto", "native", "remote", "state-dict")
 
@@ -43,6 +51,8 @@ def export(
     single: bool = False,
     verify: bool = True,
     delta_token_ratio: float | None = None,
+    delta_token_threshold: float | str | None = None,
+    delta_pack: str | Path | None = None,
 ) -> list[Path]:
     """Export slices of the elastic model in ``model_dir``.
 
@@ -51,13 +61,18 @@ def export(
         budgets: texts such as ``"0.5:6:6"``, names such as ``"smallest"``, or budget objects.
         output: folder that receives ``budgets.json`` and one folder per budget; with ``single``,
             the folder of the one slice itself. Slices exported there earlier are kept.
-        format: ``"auto"`` (a stock class where one computes the slice, else our code),
-            ``"native"``, ``"remote"``, or ``"state-dict"`` (weights and configuration only).
+        format: ``"auto"`` (a stock class where one computes the slice, and no delta is left in it
+            to route, else our code), ``"native"``, ``"remote"``, or ``"state-dict"`` (weights and
+            configuration only).
         evaluation: JSON written by ``nestling evaluate``, for cards and ``budgets.json``.
         single: write one budget straight into ``output``.
         verify: load every folder in a process without this package before it is put in place.
         delta_token_ratio: share of the tokens that get the delta in slices that have one; None
             asks the configuration of the model. Delta-Matryoshka encoders only.
+        delta_token_threshold: instead, the score above which a token gets the delta, or
+            ``"learned"`` for the one that training noted.
+        delta_pack: upgrade pack whose delta the slices get in place of the model's own; the folder
+            of the model is not changed. Delta-Matryoshka encoders only.
 
     Returns:
         The slice folders, in the order of ``budgets``.
@@ -65,18 +80,19 @@ def export(
     Raises:
         ExportError: for a bad request or a full disk; ``output`` is then unchanged.
         BudgetError: for a budget the model cannot be cut to.
+        DeltaPackError: for a pack that cannot be read or does not fit the model.
         ValueError: for a ratio outside [0, 1], or for a model that cannot choose tokens.
         VerifyError: if an exported folder does not reproduce the model; nothing is put in place.
     """
     model_dir, output = Path(model_dir), Path(output)
     _check_request(model_dir, output, budgets, format, single)
+    identity = None if delta_pack is None else pack_identity(delta_pack)
     elastic = load_elastic(model_dir)
-    chosen = select_budgets(budgets, elastic.model.config)
-    if delta_token_ratio is not None:
-        _route_tokens(elastic, chosen, delta_token_ratio)
-    _check_formats(elastic, chosen, format)
+    if delta_pack is not None and identity is not None:
+        elastic = _with_pack(elastic, delta_pack, identity)
     measured = read_evaluation(evaluation, elastic.family.model_type)
-    _check_token_ratio(elastic, chosen, measured)
+    routing = delta_token_ratio, delta_token_threshold
+    chosen = _checked_budgets(elastic, budgets, format, routing, identity, measured)
     with staging_folder(output) as staged:
         descriptions = []
         for budget in chosen:
@@ -84,6 +100,7 @@ def export(
             folder.mkdir()
             descriptions.append(write_slice_folder(folder, elastic, budget, format, measured))
         entries = [ladder_entry(each, measured) for each in descriptions]
+        _log_reasons(descriptions)
         model_type = elastic.family.model_type
         root = staged / chosen[0].folder_name if single else staged
         write_json(root / LADDER, ladder(entries, model_type, measured, __version__))
@@ -98,6 +115,40 @@ def export(
             move_into_place(staged / budget.folder_name, output / budget.folder_name)
         write_json(output / LADDER, ladder(entries, model_type, measured, __version__))
     return [output / budget.folder_name for budget in chosen]
+
+
+def planned_slices(
+    model_dir: str | Path,
+    budgets: Sequence[Any],
+    output: str | Path,
+    format: str = "auto",
+    evaluation: str | Path | None = None,
+    single: bool = False,
+    delta_token_ratio: float | None = None,
+    delta_token_threshold: float | str | None = None,
+    delta_pack: str | Path | None = None,
+) -> list[dict[str, str]]:
+    """Return budget, folder and format of what `export` would write; write nothing.
+
+    Takes the arguments of `export` and raises its errors, but reads no weights: whether they are
+    whole, and a pack fits them, shows only then.
+    """
+    model_dir, output = Path(model_dir), Path(output)
+    _check_request(model_dir, output, budgets, format, single)
+    identity = None if delta_pack is None else pack_identity(delta_pack)
+    elastic = load_outline(model_dir)
+    config, family = elastic.model.config, elastic.family
+    measured = read_evaluation(evaluation, family.model_type)
+    routing = delta_token_ratio, delta_token_threshold
+    chosen = _checked_budgets(elastic, budgets, format, routing, identity, measured)
+    return [
+        {
+            "budget": str(budget),
+            "folder": str(output if single else output / budget.folder_name),
+            "format": choose_format(config, budget, family)[0] if format == "auto" else format,
+        }
+        for budget in chosen
+    ]
 
 
 def export_elastic(
@@ -149,35 +200,123 @@ def _check_request(
         raise ExportError(f"{output} holds several slices; choose another folder for one slice")
 
 
-def _route_tokens(elastic: ElasticModel, budgets: Sequence[Any], ratio: float) -> None:
+def _checked_budgets(
+    elastic: ElasticModel,
+    budgets: Sequence[Any],
+    format: str,
+    routing: tuple[float | None, float | str | None],
+    identity: dict[str, str] | None,
+    measured: dict[str, Any] | None,
+) -> list[Any]:
+    """Return the budgets to cut, and set the share of routed tokens; refuse what does not fit."""
+    chosen = select_budgets(budgets, elastic.model.config)
+    _route_tokens(elastic, chosen, *routing)
+    _check_formats(elastic, chosen, format)
+    _check_token_choice(elastic, chosen, measured)
+    _check_pack(elastic, chosen, identity, measured)
+    return chosen
+
+
+def _with_pack(
+    elastic: ElasticModel, delta_pack: str | Path, identity: dict[str, str]
+) -> ElasticModel:
+    """Put the delta of a pack into the loaded model; folders and cards then name it."""
+    model_type = elastic.family.model_type
+    if model_type != "delta_encoder":
+        raise ExportError(
+            f"{delta_pack} is an upgrade pack of family delta_encoder, the model is of "
+            f"{model_type}, which has no delta; leave it out"
+        )
+    load_pack_as_stored(elastic.model, delta_pack, elastic.dtype)
+    named = f"{identity['file']} (SHA-256 {identity['sha256']})"
+    return replace(elastic, origin={**elastic.origin, "delta_pack": named})
+
+
+def _check_pack(
+    elastic: ElasticModel,
+    budgets: Sequence[Any],
+    identity: dict[str, str] | None,
+    measured: dict[str, Any] | None,
+) -> None:
+    """Refuse cards with numbers of another delta than the slices have."""
     config = elastic.model.config
+    if measured is None or config.model_type != "delta_encoder":
+        return
+    ours, theirs = identity or {}, measured.get("delta_pack") or {}
+    has_delta = any(b.base_shape(config) != b.shape(config) for b in budgets)
+    if ours.get("sha256") != theirs.get("sha256") and has_delta:
+        names = [
+            f"{pack['file']} ({pack['sha256'][:8]})" if pack else "the model itself"
+            for pack in (theirs, ours)
+        ]
+        raise ExportError(
+            f"the evaluation measured the delta of {names[0]}, the slices have that of {names[1]}; "
+            "evaluate and export with the same upgrade pack"
+        )
+
+
+def _route_tokens(
+    elastic: ElasticModel,
+    budgets: Sequence[Any],
+    ratio: float | None,
+    threshold: float | str | None,
+) -> None:
+    """Set which tokens get the delta, as asked for."""
+    config = elastic.model.config
+    asked = {"delta_token_ratio": ratio, "delta_token_threshold": threshold}
+    given = [f"{name} {value}" for name, value in asked.items() if value is not None]
+    if not given:
+        return
+    if len(given) > 1:
+        raise ExportError(f"{' and '.join(given)} are both given; give one of them")
     if config.model_type != "delta_encoder":
         raise ExportError(
-            f"delta_token_ratio {ratio} is a setting of family delta_encoder, the model is of "
+            f"{given[0]} is a setting of family delta_encoder, the model is of "
             f"{config.model_type}; leave it out"
         )
-    choose_tokens_by_share(config, ratio)
+    if ratio is not None:
+        choose_tokens_by_share(config, ratio)
+    elif threshold is not None:
+        choose_tokens_by_threshold(config, threshold)
     if not any(budget.has_routed_delta(config) for budget in budgets):
         raise ExportError(
-            f"delta_token_ratio {ratio} does nothing at {', '.join(map(str, budgets))}: there is "
+            f"{given[0]} does nothing at {', '.join(map(str, budgets))}: there is "
             f"no delta left to route; leave it out, or add {config.budgets[-1]}"
         )
 
 
-def _check_token_ratio(
+def _check_token_choice(
     elastic: ElasticModel, budgets: Sequence[Any], measured: dict[str, Any] | None
 ) -> None:
-    """Refuse cards with numbers of another share of tokens than the slices run on."""
+    """Refuse cards with numbers of other tokens than the slices run the delta on."""
     config = elastic.model.config
     if measured is None or config.model_type != "delta_encoder":
         return
-    stated = measured.get("delta_token_ratio")
-    ours, theirs = delta_share(config), 1.0 if stated is None else float(stated)
+    share, threshold = measured.get("delta_token_ratio"), measured.get("delta_token_threshold")
+    theirs = threshold, 1.0 if share is None else float(share)
+    ours = config.delta_token_threshold, delta_share(config)
     if ours != theirs and any(budget.has_routed_delta(config) for budget in budgets):
         raise ExportError(
-            f"the evaluation ran the delta on a share of {theirs:g} of the tokens, the slices run "
-            f"it on {ours:g}; evaluate and export with the same --delta-token-ratio"
+            f"the evaluation ran the delta on {_tokens_of(*theirs)}, the slices run it on "
+            f"{_tokens_of(*ours)}; evaluate and export with the same --delta-token-ratio or "
+            "--delta-token-threshold"
         )
+
+
+def _tokens_of(threshold: float | None, share: float) -> str:
+    if threshold is not None:
+        return f"the tokens that score above {threshold:g}"
+    return f"a share of {share:g} of the tokens"
+
+
+def _log_reasons(descriptions: Sequence[dict[str, Any]]) -> None:
+    """Say once for each reason why slices of format=auto come with code."""
+    by_reason: dict[str, list[str]] = {}
+    for each in descriptions:
+        if each["format_reason"] is not None:
+            by_reason.setdefault(each["format_reason"], []).append(each["budget"])
+    for reason, budgets in by_reason.items():
+        logger.info("%s with remote code: %s", ", ".join(budgets), reason)
 
 
 def _check_formats(elastic: ElasticModel, budgets: list[Any], format: str) -> None:

@@ -19,6 +19,7 @@ METRICS = (
     "precision",
     "recall",
     "latency_ms",
+    "delta_token_share",
 )
 # What a reader of budgets.json needs of the evaluation beside its rows.
 CONTEXT = (
@@ -28,6 +29,8 @@ CONTEXT = (
     "sequence_length",
     "predicted_tokens_per_sequence",
     "delta_token_ratio",
+    "delta_token_threshold",
+    "delta_pack",
 )
 
 
@@ -87,6 +90,7 @@ def ladder_entry(
         "folder": description["folder"],
         "format": description["format"],
         "native": description["format"] == "native",
+        "format_reason": description["format_reason"],
         "parameters": description["parameters"],
         "flops": description["flops"],
         "bytes": description["bytes"],

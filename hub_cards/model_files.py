@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from .. import __version__
 from ..modeling.families import Family
 from ..modeling.modernbert_weights import (
-    is_modernbert_shape,
+    stock_obstacle,
     to_modernbert_config,
     to_modernbert_state,
 )
@@ -23,19 +23,42 @@ from ..modeling.stock_decoder_weights import (
 from .complete_folder import PRODUCER, write_json, write_tensors
 
 WEIGHTS = "model.safetensors"
+NO_PREVIEW = (
+    "a stock class has no preview network, so delta_token_ratio and delta_token_threshold would "
+    "be lost; format=native leaves them out"
+)
 # What belongs to the machine or the process that saved, not to the model.
 _NOT_SAVED = ("_name_or_path", "auto_map", "_commit_hash", "_attn_implementation")
 
 
-def has_native_class(config: Any, budget: Any, family: Family) -> bool:
-    """Whether a stock class computes the slice at ``budget``, so that no remote code is needed."""
+def native_obstacle(config: Any, budget: Any, family: Family) -> str | None:
+    """Return why no stock class computes the slice at ``budget``, or None if one does."""
     if family.model_type == "ddl":
         # Every depth of a baseline is a baseline.
-        return stock_decoder_obstacle(config) is None
+        return stock_decoder_obstacle(config)
     if family.model_type != "delta_encoder":
-        return False
+        return f"family {family.model_type} has no stock class"
     settings = slice_settings(config, budget)
-    return is_modernbert_shape(type(config)(**{**config.to_dict(), **settings}))
+    return stock_obstacle(type(config)(**{**config.to_dict(), **settings}))
+
+
+def has_native_class(config: Any, budget: Any, family: Family) -> bool:
+    """Whether a stock class computes the slice at ``budget``, so that no remote code is needed."""
+    return native_obstacle(config, budget, family) is None
+
+
+def choose_format(config: Any, budget: Any, family: Family) -> tuple[str, str | None]:
+    """Return the form of a slice of which none was asked for, and why it is not the stock one.
+
+    A stock class has no preview network. A slice with a delta to route keeps our code, although
+    it may run that delta on all tokens: the share is a setting of the run.
+    """
+    obstacle = native_obstacle(config, budget, family)
+    if obstacle is not None:
+        return "remote", obstacle
+    if family.model_type == "delta_encoder" and budget.has_routed_delta(config):
+        return "remote", NO_PREVIEW
+    return "native", None
 
 
 def unique_tensors(model: PreTrainedModel) -> dict[str, Tensor]:

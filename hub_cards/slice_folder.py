@@ -10,10 +10,10 @@ from .card import write_card
 from .complete_folder import MARKER, write_json
 from .delta_pack import describe_delta
 from .elastic_folder import ElasticModel
-from .ladder_file import SCHEMA_VERSION, flops_tokens, predicted_tokens
+from .ladder_file import SCHEMA_VERSION, flops_tokens, measured_row, predicted_tokens
 from .model_files import (
+    choose_format,
     dtype_name,
-    has_native_class,
     unique_tensors,
     write_native_class,
     write_own_class,
@@ -48,10 +48,11 @@ def write_slice_folder(
         evaluation: measured numbers, or None.
     """
     smaller = elastic.model.slice(budget)
+    reason = None
     if format == "auto":
-        native = has_native_class(elastic.model.config, budget, elastic.family)
-        format = "native" if native else "remote"
+        format, reason = choose_format(elastic.model.config, budget, elastic.family)
     description = _describe(elastic, budget, "slice", format, evaluation)
+    description["format_reason"] = reason
     if format == "state-dict":
         write_own_class(folder, smaller, elastic.dtype, auto_map=None)
         return description
@@ -103,7 +104,7 @@ def _describe(
     head = _HEADS.get(elastic.auto_class, "classification")
     tokens = flops_tokens(evaluation)
     predicted = predicted_tokens(evaluation) if head.endswith("_lm") else 0
-    work = {"delta_ratio": delta_share(config)} if is_encoder else {}
+    work = {"delta_ratio": _measured_share(config, budget, evaluation)} if is_encoder else {}
     dtype = dtype_name(elastic.dtype)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -112,6 +113,7 @@ def _describe(
         "budget": str(budget),
         "folder": budget.folder_name,
         "format": format,
+        "format_reason": None,
         "auto_class": elastic.auto_class,
         "auto_classes": list(family.auto_classes),
         "is_encoder": family.is_encoder,
@@ -127,6 +129,15 @@ def _describe(
         "source": elastic.name,
         **elastic.origin,
     }
+
+
+def _measured_share(config: Any, budget: Any, evaluation: dict[str, Any] | None) -> float:
+    """Return the share of the tokens that FLOPs count the delta on; by a threshold, as measured."""
+    row = measured_row(evaluation, budget) or {}
+    counted = row.get("delta_token_share")
+    if config.delta_token_threshold is None or counted is None:
+        return delta_share(config)
+    return float(counted)
 
 
 def _write_companions(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..configuration.configuration_delta_encoder import GLOBAL, LOCAL, DeltaEncoderConfig
+from ..configuration.delta_settings import delta_share
 from .delta_encoder_heads import DeltaEncoderForMaskedLM
 
 SUPPORTED = "modernbert (ModernBERT, RexBERT and Ettin encoders)"
@@ -43,7 +44,7 @@ def stock_obstacle(config: DeltaEncoderConfig) -> str | None:
         return f"intermediate_size differs between layers: {config.intermediate_sizes()}"
     if config.layer_types != regular:
         return f"global layers do not come every {every} layers: {config.layer_types}"
-    if config.delta_token_ratio is not None or config.delta_token_threshold is not None:
+    if config.delta_token_threshold is not None or delta_share(config) < 1.0:
         return "delta_token_ratio or delta_token_threshold is set, so tokens are routed"
     return None
 

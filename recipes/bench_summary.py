@@ -10,15 +10,21 @@ SCHEMA_VERSION = 1
 def summary_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the summary as rows with equal keys, for a table on the terminal.
 
+    What is measured is CPU time; a suite that has wall-clock time beside it gets a column more.
+
     Args:
         content: what `bench.bench_report.report` returned.
     """
-    columns = ("predicted", "measured", "target", "met")
+    summary = content["summary"]
+    columns = {name: name for name in ("predicted", "measured", "target", "met")}
+    if any(isinstance(value, Mapping) and "wall_clock" in value for value in summary.values()):
+        ends = {name: columns.pop(name) for name in ("target", "met")}
+        columns |= {"wall_clock": "wall clock", **ends}
     return [
-        {"what": name, **{column: value.get(column) for column in columns}}
+        {"what": name, **{title: value.get(column) for column, title in columns.items()}}
         if isinstance(value, Mapping)
-        else {"what": name, **dict.fromkeys(columns), "measured": value}
-        for name, value in content["summary"].items()
+        else {"what": name, **dict.fromkeys(columns.values()), "measured": value}
+        for name, value in summary.items()
     ]
 
 

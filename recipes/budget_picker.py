@@ -161,6 +161,7 @@ def _with_times(
             length,
             predicted_tokens_of(block),
             block.get("delta_token_ratio"),
+            _shares_of(content),
         )
         return {
             name: one._replace(milliseconds=times[name], time_source=MEASURED_HERE)
@@ -174,12 +175,23 @@ def _with_times(
     return picks
 
 
+def _shares_of(content: Mapping[str, Any]) -> dict[str, float]:
+    """Return the share of the tokens that scored above a threshold, of budgets that have one."""
+    shares = {}
+    for entry in content["budgets"]:
+        measured = entry if content["kind"] == "evaluation" else entry.get("measured") or {}
+        if measured.get("delta_token_share") is not None:
+            shares[entry["budget"]] = float(measured["delta_token_share"])
+    return shares
+
+
 def _measure(
     folder: Path,
     budgets: Sequence[str],
     sequence_length: int,
     predicted_tokens: int,
     delta_token_ratio: float | None,
+    delta_token_shares: Mapping[str, float],
 ) -> dict[str, float]:
     from ..configuration.delta_budget import DeltaBudget
     from ..configuration.delta_settings import choose_tokens_by_share
@@ -190,7 +202,8 @@ def _measure(
     if delta_token_ratio is not None:
         choose_tokens_by_share(model.config, delta_token_ratio)
     parsed = [DeltaBudget.parse(budget) for budget in budgets]
-    times = measure_latency(model, parsed, sequence_length, predicted_tokens)
+    shares = {budget: delta_token_shares.get(str(budget)) for budget in parsed}
+    times = measure_latency(model, parsed, sequence_length, predicted_tokens, shares=shares)
     return {str(budget): spread["median"] for budget, spread in times.items()}
 
 

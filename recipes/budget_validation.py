@@ -52,6 +52,7 @@ def check_trained_budgets(recipe: DeltaEncoderRecipe, config: Any) -> None:
         last += select_budgets(recipe.training.calibration_budgets, config)
         _check_compared(recipe, "training.calibration_budgets", list(dict.fromkeys(last)))
     _check_delta(recipe, config)
+    _check_export(recipe, config)
 
 
 def _check_lattice(model: ModelSection, config: Any) -> None:
@@ -119,4 +120,17 @@ def _check_delta(recipe: DeltaEncoderRecipe, config: Any) -> None:
             f"model.token_routing is true, but with {base} nothing lies outside the base slice "
             f"from layer {config.routing_layer} on, so that there is no delta to route; lower one "
             "of them, or set model.token_routing=false"
+        )
+
+
+def _check_export(recipe: DeltaEncoderRecipe, config: Any) -> None:
+    """Require a slice that the share of the tokens is for: after training it would be too late."""
+    export, full = recipe.export, DeltaBudget.full(config)
+    if export.delta_token_ratio is None or not export.budgets:
+        return
+    if not any(b.has_routed_delta(config) for b in select_budgets(export.budgets, config)):
+        raise UsageError(
+            f"export.delta_token_ratio is {export.delta_token_ratio}, but export.budgets is "
+            f"{list(export.budgets)}, and no delta is left in them to route; add {full}, or set "
+            "export.delta_token_ratio=null"
         )

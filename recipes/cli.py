@@ -9,15 +9,17 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from .cli_arguments import ANYWHERE, rewrite_arguments
+from .cli_checks import TokenRatio, TokenThreshold, token_choice
 from .cli_errors import (
     INTERRUPTED,
     USAGE,
     GateError,
+    ModelFolderError,
     UsageError,
     exit_code_of,
     interrupted_line,
@@ -48,12 +50,6 @@ Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Folder of a trained model, or of its run.")
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an exported model.")]
-TokenRatio = Annotated[
-    float | None,
-    typer.Option(
-        metavar="R", help="Share of the tokens that get the delta, in [0, 1]; delta_encoder only."
-    ),
-]
 Budgets = Annotated[
     list[str] | None,
     typer.Option(metavar="B…", help="Budgets such as 0.5:6:6, or smallest, middle, largest, all."),
@@ -167,6 +163,14 @@ def evaluate(
     ] = None,
     budgets: Budgets = None,
     delta_token_ratio: TokenRatio = None,
+    delta_token_threshold: TokenThreshold = None,
+    delta_pack: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="Read this upgrade pack and measure its delta, not the model's.",
+        ),
+    ] = None,
 ) -> None:
     """Measure quality and cost of every budget of a trained model."""
     from .evaluation.evaluation_table import notes
@@ -174,28 +178,17 @@ def evaluate(
     from .saved_model import family_module, family_of_folder
 
     family = family_of_folder(model)
-    options = {}
-    if delta_token_ratio is not None:
-        _check_ratio(family, delta_token_ratio)
-        options["delta_token_ratio"] = delta_token_ratio
+    options = token_choice(model, delta_token_ratio, delta_token_threshold)
+    if delta_pack is not None:
+        if family != "delta_encoder":
+            raise ModelFolderError(f"--delta-pack is for a delta_encoder, not {family}; drop it")
+        options["delta_pack"] = delta_pack
     evaluate_folder = family_module(family, "evaluate").evaluate_folder
     rows = evaluate_folder(model, output, overrides or [], budgets, **options)
     show_rows(str(model), rows)
     for note in notes(read_evaluation(output)):
         show_line(note)
     show_line(f"Written: {output}")
-
-
-def _check_ratio(family: str, ratio: float) -> None:
-    if family != "delta_encoder":
-        raise UsageError(
-            f"--delta-token-ratio {ratio:g} needs a model of family delta_encoder, not {family}; "
-            "leave it out"
-        )
-    if not 0.0 <= ratio <= 1.0:
-        raise UsageError(
-            f"--delta-token-ratio {ratio:g} must be in [0, 1]; 1 runs the delta on all tokens"
-        )
 
 
 @app.command()
@@ -208,45 +201,78 @@ def export(
     ] = None,
     form: Annotated[
         Literal["auto", "native", "remote", "state-dict"],
-        typer.Option("--format", help="auto takes the stock architecture where a slice is one."),
+        typer.Option("--format", help="auto: the stock architecture where it loses nothing."),
     ] = "auto",
     evaluation: Annotated[
         Path | None,
         typer.Option(metavar="FILE.json", help="Results of nestling evaluate, for the cards."),
     ] = None,
     delta_token_ratio: TokenRatio = None,
+    delta_token_threshold: TokenThreshold = None,
+    load_delta_pack: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="Read this upgrade pack and cut slices with its delta, not the model's.",
+        ),
+    ] = None,
     delta_pack: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.safetensors", help="Also write an upgrade pack of the delta."),
+        typer.Option(
+            metavar="FILE.safetensors", help="Also write an upgrade pack of the model's delta."
+        ),
     ] = None,
+    with_atoms: Annotated[
+        bool,
+        typer.Option("--with-atoms", help="Put the atoms of a dictionary into --delta-pack, too."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be written, write nothing.")
+    ] = False,
 ) -> None:
     """Cut a trained model and write self-contained folders."""
     if (budget is None) == (not budgets):
         raise UsageError("give either --budgets B1 B2 … (one folder each) or --budget B (one cut)")
-    from .saved_model import family_of_folder, model_folder
+    _check_written_pack(load_delta_pack, delta_pack, with_atoms)
+    from .saved_model import model_folder
 
     # Before torch is imported.
     model = model_folder(model)
+    options: dict[str, Any] = {
+        "format": form,
+        "evaluation": evaluation,
+        "single": budget is not None,
+        "delta_pack": load_delta_pack,
+        **token_choice(model, delta_token_ratio, delta_token_threshold),
+    }
+    asked = budgets or [str(budget)]
+    if dry_run:
+        from ..hub_cards.export_slices import planned_slices
+
+        show_rows("Would be exported", planned_slices(model, asked, output, **options))
+        if delta_pack is not None:
+            show_line(f"Would be exported: {delta_pack} (delta)")
+        return
     from ..hub_cards.export_slices import export as export_slices
 
-    if delta_token_ratio is not None:
-        _check_ratio(family_of_folder(model), delta_token_ratio)
-    folders = export_slices(
-        model,
-        budgets or [str(budget)],
-        output,
-        format=form,
-        evaluation=evaluation,
-        single=budget is not None,
-        delta_token_ratio=delta_token_ratio,
-    )
-    for folder in folders:
+    for folder in export_slices(model, asked, output, **options):
         show_line(f"Exported: {folder}")
     if delta_pack is not None:
         from ..hub_cards.delta_pack import export_folder_pack
 
-        size = export_folder_pack(model, delta_pack)
-        show_line(f"Exported: {delta_pack} (delta of {size.pack:,} bytes)")
+        size = export_folder_pack(model, delta_pack, with_atoms=with_atoms)
+        atoms = f", atoms of {size.atoms:,} bytes" if with_atoms else ""
+        show_line(f"Exported: {delta_pack} (delta of {size.pack:,} bytes{atoms})")
+
+
+def _check_written_pack(read: Path | None, written: Path | None, with_atoms: bool) -> None:
+    if with_atoms and written is None:
+        raise UsageError("--with-atoms is for the pack that --delta-pack FILE writes; give both")
+    if read is not None and written is not None:
+        raise UsageError(
+            f"--load-delta-pack {read} reads a pack and --delta-pack {written} writes that of the "
+            "model without it; give one of them"
+        )
 
 
 @app.command()

@@ -55,6 +55,7 @@ class GateError(CommandError):
 EXIT_CODES: dict[str, int] = {
     "nestling.configuration.budget.BudgetError": USAGE,
     "nestling.hub_cards.complete_folder.ExportError": CHECKPOINT,
+    "nestling.hub_cards.delta_pack.PackFileError": DATA,
     "nestling.hub_cards.source_imports.RemoteCodeError": CHECKPOINT,
     "nestling.hub_cards.verify_export.VerifyError": GATE,
     "nestling.recipes.data.documents.DataError": DATA,

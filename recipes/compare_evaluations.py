@@ -39,7 +39,11 @@ def compare_evaluations(
     measure, key, scales = _measure(files, rows, entries)
     origins = [origin_of(file) for file in files]
     names = [str(file) for file in files]
-    parts = [str(entry["budget"]) for entry in entries]
+    # One model with two upgrade packs is two models.
+    parts = [
+        f"{entry['budget']} {(evaluation.get('delta_pack') or {}).get('file', '')}"
+        for entry, evaluation in zip(entries, evaluations, strict=True)
+    ]
     keys = method_keys(origins, parts, names)
     labels = [
         origin.label or str(evaluation.get("family"))
@@ -69,8 +73,8 @@ def compare_evaluations(
         for run, origin, entry, evaluation in zip(runs, origins, entries, evaluations, strict=True)
     ]
     ratios = {
-        name: evaluation.get("delta_token_ratio")
-        for name, evaluation in zip(names, evaluations, strict=True)
+        name: entry.get("delta_token_share", evaluation.get("delta_token_ratio"))
+        for name, entry, evaluation in zip(names, entries, evaluations, strict=True)
     }
     notes = [*training_token_notes(models), *token_ratio_notes(ratios)]
     return comparison(measure, rows[0], models, compare_runs(runs), notes)

@@ -19,8 +19,10 @@ def check_delta_training(recipe: DeltaEncoderRecipe) -> None:
     _check_init(recipe)
     _check_sizes(recipe)
     _check_routing(recipe)
+    _check_export(recipe)
     _check_terms(recipe)
     _check_phases(recipe)
+    _check_only(recipe)
 
 
 def _check_init(recipe: DeltaEncoderRecipe) -> None:
@@ -80,7 +82,11 @@ def _check_routing(recipe: DeltaEncoderRecipe) -> None:
         "loss.budget_penalty_weight": loss.budget_penalty_weight,
     }
     if not model.token_routing:
-        wants = {"model.delta_token_ratio": model.delta_token_ratio, **terms}
+        wants = {
+            "model.delta_token_ratio": model.delta_token_ratio,
+            "export.delta_token_ratio": recipe.export.delta_token_ratio,
+            **terms,
+        }
         for key, value in wants.items():
             if value:
                 raise UsageError(
@@ -97,6 +103,15 @@ def _check_routing(recipe: DeltaEncoderRecipe) -> None:
         raise UsageError(
             f"model.attn_implementation is {model.attn_implementation}, token routing needs one "
             f"of {', '.join(_ROUTABLE)}; set one or model.token_routing=false"
+        )
+
+
+def _check_export(recipe: DeltaEncoderRecipe) -> None:
+    ratio, form = recipe.export.delta_token_ratio, recipe.export.format
+    if ratio is not None and ratio < 1.0 and form == "native":
+        raise UsageError(
+            f"export.delta_token_ratio is {ratio} and export.format is native, but a stock class "
+            "runs the delta on all tokens; set export.format=auto or export.delta_token_ratio=null"
         )
 
 
@@ -135,6 +150,11 @@ def _check_terms(recipe: DeltaEncoderRecipe) -> None:
     if loss.mug_margin and not loss.mug_weight:
         raise UsageError(
             f"loss.mug_margin is {loss.mug_margin}, but loss.mug_weight is 0; set the weight too"
+        )
+    if loss.cscf_cosine_weight and not loss.cscf_weight:
+        raise UsageError(
+            f"loss.cscf_cosine_weight is {loss.cscf_cosine_weight}, a part of the term whose "
+            "loss.cscf_weight is 0; set that too"
         )
     dictionary = {
         "loss.sparsity_weight": loss.sparsity_weight,
@@ -178,3 +198,19 @@ def _check_phases(recipe: DeltaEncoderRecipe) -> None:
                 f"training.budget_sampling is {training.budget_sampling}; set it to sandwich, or "
                 f"{key}={'false' if value is True else 'null'}"
             )
+
+
+def _check_only(recipe: DeltaEncoderRecipe) -> None:
+    only, model = recipe.training.only, recipe.model
+    if only is None:
+        return
+    if model.init_from is None:
+        raise UsageError(
+            f"training.only is {only}, which leaves the other weights of a trained model as they "
+            "are: give model.init_from=RUN/model, or set training.only=null"
+        )
+    if model.delta == "dense":
+        raise UsageError(
+            f"training.only is {only}, but model.delta is dense, so no delta is built; set "
+            "model.delta to the dictionary or low_rank of model.init_from, or training.only=null"
+        )

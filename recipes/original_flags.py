@@ -1,8 +1,12 @@
-"""The command lines of the original Deep Delta Learning tool, in our terms. Standard library only.
+"""The command lines of the original tools, in our terms. Standard library only.
 
-Its flags become recipe keys (``--d-model 128`` is ``model.hidden_size=128``), ``--resume DIR`` goes
-on with the run in DIR, and without ``recipe=`` its own defaults apply (``recipe=ddl/original``).
-Flags that our verbs have themselves are left alone.
+Flags of the Deep Delta Learning tool become recipe keys (``--d-model 128`` is
+``model.hidden_size=128``), ``--resume DIR`` goes on with the run in DIR, and without ``recipe=``
+its own defaults apply (``recipe=ddl/original``). Flags that our verbs have themselves are left
+alone.
+
+The Delta-Matryoshka scripts name the model of an export ``--checkpoint``. Their ``--export_only``
+is training that trains nothing; the answer is the command line of the verb that exports.
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,7 +68,10 @@ def translate_flags(arguments: Sequence[str]) -> list[str]:
     """
     verb = _verb(arguments)
     if verb == "train":
+        _refuse_export_only(arguments)
         return _translate_train(list(arguments))
+    if verb == "export":
+        return _translate_export(list(arguments))
     renamed = OTHER_FLAGS.get(verb, {})
     return [renamed.get(argument, argument) for argument in arguments]
 
@@ -87,6 +94,59 @@ def nearest_flag(flag: str, known: Sequence[str], arguments: Sequence[str]) -> s
 
 def _verb(arguments: Sequence[str]) -> str:
     return next((word for word in arguments if not word.startswith("-")), "")
+
+
+def _translate_export(arguments: list[str]) -> list[str]:
+    """Put the folder of ``--checkpoint`` where the verb has its MODEL."""
+    left: list[str] = []
+    model: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag == "--tokenizer":
+            raise UsageError(
+                f"{flag} is not needed: a model folder holds its tokenizer, and every slice gets "
+                "it; leave it out"
+            )
+        if flag == "--checkpoint":
+            model = [value if equals else _value(flag, rest)]
+        else:
+            left.append(argument)
+    after_verb = left.index("export") + 1
+    return [*left[:after_verb], *model, *left[after_verb:]]
+
+
+def _refuse_export_only(arguments: Sequence[str]) -> None:
+    """Answer the original's export inside training, written as flags or keys, with our command.
+
+    Raises:
+        UsageError: with the command line to use.
+    """
+    given = _words_by_flag(arguments)
+    if "export_only" not in given or given["export_only"] == ["false"]:
+        return
+    model = " ".join(given.get("load_path", ["MODEL"]))
+    budgets = " ".join(given.get("export_budgets", ["B…"])).replace(",", " ").strip("[]")
+    output = " ".join(given.get("output_dir", ["DIR"]))
+    raise UsageError(
+        "export_only trains nothing, and an export is a verb of its own: nestling export "
+        f"{model} --budgets {budgets} --output {output} (with --format state-dict for weights "
+        "and configuration alone)"
+    )
+
+
+def _words_by_flag(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values that stand behind each flag, or in each ``key=value``."""
+    words: dict[str, list[str]] = {}
+    flag = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--") or equals:
+            flag = name.removeprefix("--")
+            words[flag] = [value] if equals else []
+        elif flag:
+            words[flag].append(argument)
+    return words
 
 
 def _translate_train(arguments: list[str]) -> list[str]:

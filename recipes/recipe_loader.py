@@ -83,7 +83,7 @@ def _require_measuring(overrides: Sequence[Override], schema: type[Any]) -> None
     for key, value in overrides:
         check_key(key, keys)
         if key.partition(".")[0] not in MEASURING_SECTIONS:
-            option = "--delta-token-ratio" if key == "model.delta_token_ratio" else None
+            option = "--delta-token-ratio" if key.endswith(".delta_token_ratio") else None
             raise UsageError(
                 f"{key}={value} would change nothing: a finished model is measured as it is; "
                 f"set {f'{option} {value}, or ' if option else ''}keys of data or evaluation only"

@@ -5,6 +5,7 @@ switches become the keys they stand for, and values of text keys are quoted, so 
 hold ``=``, ``~``, commas or spaces.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import is_dataclass
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from .cli_errors import UsageError
 from .nearest_match import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 # The options of the original training scripts that carry a value.
 KEY_ALIASES: dict[str, str] = {
@@ -45,7 +48,6 @@ KEY_ALIASES: dict[str, str] = {
     "base_model_path": "init.base",
     "target_model_path": "init.target",
     "init_delta_from_target": "init.delta_from_target",
-    "enable_three_phase": "training.three_phase",
     "dataset": "data.name",
     "dataset_name": "data.name",
     "tokenizer": "data.tokenizer",
@@ -73,18 +75,38 @@ class Switch(NamedTuple):
     off: dict[str, str]
 
 
-# Turned on, a part has the original's default weight. Keys given beside a switch win.
+# Turned on, a part has the original's defaults, and the weights of `delta_encoder/plus` for terms
+# that the original has and never runs. Keys given beside a switch win.
 SWITCHES: dict[str, Switch] = {
-    "enable_kd": Switch({"loss.kd_weight": "1.0"}, {"loss.kd_weight": "0"}),
+    # First, so that the switch of a single term wins. The phases turn these terms on.
+    "enable_three_phase": Switch(
+        {
+            "training.three_phase": "true",
+            "loss.delta_weight": "0.7",
+            "loss.mug_weight": "0.1",
+            "loss.cscf_weight": "0.1",
+            "loss.packing_weight": "1.0e-3",
+        },
+        {"training.three_phase": "false"},
+    ),
+    "enable_kd": Switch(
+        {"loss.kd_weight": "1.0", "loss.kd_temperature": "2.0"}, {"loss.kd_weight": "0"}
+    ),
     "enable_mug": Switch(
         {"loss.mug_weight": "0.1"}, {"loss.mug_weight": "0", "loss.mug_margin": "0"}
     ),
-    "enable_cscf": Switch({"loss.cscf_weight": "0.1"}, {"loss.cscf_weight": "0"}),
+    "enable_cscf": Switch(
+        {"loss.cscf_weight": "0.1"}, {"loss.cscf_weight": "0", "loss.cscf_cosine_weight": "0"}
+    ),
     "enable_delta_depth": Switch(
         {"training.survival_alpha": "0.5"}, {"training.survival_alpha": "0"}
     ),
     "enable_dds": Switch(
-        {"model.delta": "dictionary"},
+        {
+            "model.delta": "dictionary",
+            "loss.sparsity_weight": "1.0e-4",
+            "loss.orthogonality_weight": "1.0e-4",
+        },
         {
             "model.delta": "dense",
             "loss.sparsity_weight": "0",
@@ -92,10 +114,15 @@ SWITCHES: dict[str, Switch] = {
         },
     ),
     "enable_token_delta": Switch(
-        {"model.token_routing": "true", "loss.preview_weight": "1.0"},
+        {
+            "model.token_routing": "true",
+            "loss.preview_weight": "1.0",
+            "loss.budget_penalty_weight": "1.0",
+        },
         {
             "model.token_routing": "false",
             "model.delta_token_ratio": "null",
+            "export.delta_token_ratio": "null",
             "loss.preview_weight": "0",
             "loss.budget_penalty_weight": "0",
         },
@@ -131,7 +158,7 @@ def split_arguments(arguments: Sequence[str]) -> list[Override]:
         UsageError: for an argument that is not ``key=value``, or a switch neither on nor off.
     """
     overrides: list[Override] = []
-    switched: dict[str, str] = {}
+    switches: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         key = key.strip().lstrip("+")
@@ -140,9 +167,14 @@ def split_arguments(arguments: Sequence[str]) -> list[Override]:
                 f"argument {argument!r} is not key=value; write for example training.lr=5e-4"
             )
         if key in SWITCHES:
-            switched |= _keys_of_switch(key, value)
+            switches[key] = value
         else:
+            if key == "fp16" and value.lower() == "true":
+                logger.warning("fp16=true: computes in bf16, which needs no scaling of the loss")
             overrides.append(Override(KEY_ALIASES.get(key, key), value))
+    switched: dict[str, str] = {}
+    for name in sorted(switches, key=list(SWITCHES).index):
+        switched |= _keys_of_switch(name, switches[name])
     given = {override.key for override in overrides}
     return [*(Override(*item) for item in switched.items() if item[0] not in given), *overrides]
 

@@ -50,8 +50,7 @@ class ModelSection:
         token_routing: train a preview network that can send chosen tokens only through the delta.
         routing_layer: layers before this one run on all tokens.
         delta_token_ratio: share of the tokens that get the delta in the routed passes of training,
-            in (0, 1); None means 0.35. The saved model runs the delta on all tokens until its
-            configuration says otherwise.
+            in (0, 1); None means 0.35. ``export.delta_token_ratio`` is that of the slices.
         drop_path: stochastic depth of the smaller budgets in training, 0 at the first layer to this
             rate at the last, in [0, 1).
         tap_layers: layers, counted from 0, after which budgets are compared with the largest one;
@@ -140,6 +139,9 @@ class TrainingSection(OptimizerSection):
             of it. None means 0.5 with three_phase and else no dropout: each runs to its own depth.
         largest_alone: share of the steps, the first ones, that run the largest budget alone, in
             [0, 1); they cost about half.
+        only: deltas trains the built delta of model.init_from (atoms and coefficients, or the thin
+            matrices) and leaves every other weight as it is, bit for bit, so that an upgrade pack
+            of the result fits the model it started from. None trains all weights.
     """
 
     three_phase: bool = False
@@ -149,6 +151,7 @@ class TrainingSection(OptimizerSection):
     )
     survival_alpha: float | None = None
     largest_alone: float = 0.0
+    only: str | None = None
 
 
 @dataclass
@@ -160,7 +163,7 @@ class LossSection:
         largest_share: share of the largest budget in that term, in (0, 1); the other budgets of a
             step divide the rest. None gives all the same.
         kd_weight: weight of the distillation term (alpha_kd, originally 1.0).
-        kd_temperature: softmax temperature of the distillation term.
+        kd_temperature: softmax temperature of the distillation term (originally 2.0).
         teacher: external teacher, a folder or a Hub name; None distils from the largest budget of
             the same step.
         delta_weight: weight of the delta residual, what a larger budget adds should be what the
@@ -169,6 +172,8 @@ class LossSection:
             (rho_mug, originally 0.1).
         mug_margin: by how many nats the larger budget should do better.
         cscf_weight: weight of the cross-scale feature alignment (zeta_cscf, originally 0.1).
+        cscf_cosine_weight: inside that term, weight of the cosine distance token by token beside
+            the distance of means and deviations.
         preview_weight: weight of the regression that trains the preview network.
         budget_penalty_weight: weight of the penalty that keeps the share of routed tokens.
         sparsity_weight: weight of the L1 norm of dictionary coefficients (originally 1e-4).
@@ -186,11 +191,26 @@ class LossSection:
     mug_weight: float = 0.0
     mug_margin: float = 0.0
     cscf_weight: float = 0.0
+    cscf_cosine_weight: float = 0.0
     preview_weight: float = 0.0
     budget_penalty_weight: float = 0.0
     sparsity_weight: float = 0.0
     orthogonality_weight: float = 0.0
     packing_weight: float = 0.0
+
+
+@dataclass
+class DeltaExportSection(ExportSection):
+    """What is written for others to load.
+
+    Attributes:
+        delta_token_ratio: share of the tokens that get the delta in the exported slices that have
+            one, in (0, 1], and in the evaluation after training, whose numbers their cards show;
+            None means all. model/ runs the delta on all tokens until its configuration says
+            otherwise. ``nestling evaluate`` and ``nestling export`` choose their own share.
+    """
+
+    delta_token_ratio: float | None = None
 
 
 @dataclass
@@ -211,7 +231,7 @@ class DeltaEncoderRecipe:
     training: TrainingSection = field(default_factory=TrainingSection)
     loss: LossSection = field(default_factory=LossSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
-    export: ExportSection = field(default_factory=ExportSection)
+    export: DeltaExportSection = field(default_factory=DeltaExportSection)
 
 
 # Family -> the dataclass of its recipes. Another family's recipe joins the union with `|`.
@@ -219,3 +239,4 @@ RECIPE_SCHEMAS: dict[str, type[Any]] = {"delta_encoder": DeltaEncoderRecipe, "dd
 Recipe = DeltaEncoderRecipe | DdlRecipe
 
 DELTA_KINDS = ("dense", "dictionary", "low_rank")
+TRAINED_PARTS = ("deltas",)

@@ -151,7 +151,8 @@ class ExportSection:
 
     Attributes:
         budgets: budgets as quoted text, or smallest, middle, largest, all; empty exports nothing.
-        format: auto (stock architecture where the slice is one), native, remote or state-dict.
+        format: auto (stock architecture where the slice is one and has no tokens to route),
+            native, remote or state-dict.
         verify: load each folder in a clean process and compare its outputs.
     """
 

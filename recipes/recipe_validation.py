@@ -17,7 +17,7 @@ from .ddl_validation import check_ddl
 from .delta_validation import check_delta_training
 from .nearest_match import did_you_mean
 from .planned_sizes import planned_sizes
-from .recipe_schema import DELTA_KINDS, DeltaEncoderRecipe, Recipe
+from .recipe_schema import DELTA_KINDS, TRAINED_PARTS, DeltaEncoderRecipe, Recipe
 from .recipe_sections import (
     ATTENTION_IMPLEMENTATIONS,
     BUDGET_SAMPLINGS,
@@ -36,6 +36,7 @@ _SHARES = {
     "evaluation.calibration_fraction": "[0, 1)",
     "model.base_ratio": "(0, 1)",
     "model.delta_token_ratio": "(0, 1)",
+    "export.delta_token_ratio": "(0, 1]",
     "model.drop_path": "[0, 1)",
     "training.survival_alpha": "[0, 1]",
     "training.largest_alone": "[0, 1)",
@@ -66,7 +67,8 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed training.weight_decay training.max_grad_norm training.dataloader_num_workers "
     "model.routing_layer loss.masked_lm_weight loss.kd_weight loss.delta_weight loss.mug_weight "
-    "loss.mug_margin loss.cscf_weight loss.preview_weight loss.budget_penalty_weight "
+    "loss.mug_margin loss.cscf_weight loss.cscf_cosine_weight loss.preview_weight "
+    "loss.budget_penalty_weight "
     "loss.sparsity_weight loss.orthogonality_weight loss.packing_weight "
     "loss.next_token_weight training.warmup_steps evaluation.spectral_batches"
 ).split()
@@ -139,6 +141,7 @@ def _check_choices(values: dict[str, Any]) -> None:
         "training.budget_sampling": BUDGET_SAMPLINGS,
         "model.attn_implementation": ATTENTION_IMPLEMENTATIONS,
         "model.delta": DELTA_KINDS,
+        "training.only": TRAINED_PARTS,
     }
     for key, allowed in choices.items():
         if values.get(key) is not None and values[key] not in allowed:

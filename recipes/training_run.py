@@ -87,6 +87,7 @@ def publish(
     evaluate_folder: Callable[[Path, Path], list[Row]],
     base_model: str | None = None,
     best: Callable[[], Any] | None = None,
+    delta_token_ratio: float | None = None,
 ) -> TrainReport:
     """Write the nested model, measure it, and cut and verify the slices.
 
@@ -100,6 +101,8 @@ def publish(
         evaluate_folder: (model folder, JSON file) -> rows of the table.
         base_model: what training started from, for the card.
         best: loads the model of the best evaluation; None where there was none.
+        delta_token_ratio: share of the tokens that get the delta in the slices of an encoder, as
+            in what ``evaluate_folder`` measures; None asks the configuration of the model.
     """
     output_dir = Path(recipe.output_dir)
     origin = {
@@ -125,6 +128,7 @@ def publish(
             format=recipe.export.format,
             evaluation=metrics,
             verify=recipe.export.verify,
+            delta_token_ratio=delta_token_ratio,
         )
         written["slices"] = output_dir / SLICES_FOLDER
     return TrainReport(rows, written)

@@ -23,6 +23,7 @@ from .loss_term import (
 from .losses.budget_penalty import ThresholdController, score_quantile
 from .losses.distillation import require_quiet_teacher
 from .losses.masked_lm import IGNORED_LABEL, token_losses
+from .phased_sampling import expected_depth
 from .step_plan import ROUTING_TERMS, StepPlan, StepPlanner
 from .training_arguments import NestlingTrainingArguments
 
@@ -232,6 +233,15 @@ class DeltaEncoderTrainer(HookedTrainer):
         padded = self.accelerator.pad_across_processes(values)
         rows = self.accelerator.gather(padded).view(len(lengths), -1)
         return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the expected depth of the last step's budgets in between, where depths are drawn."""
+        if "loss" in logs and self.state.global_step:
+            step = self.state.global_step - 1
+            depth = expected_depth(self.planner.sampler, step, self.state.max_steps)
+            if depth is not None:
+                logs["expected_depth"] = depth
+        super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; the routing threshold is written into the configuration, here and when saving."""

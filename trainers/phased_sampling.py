@@ -53,6 +53,14 @@ class DepthDropoutSampler:
         ]
         return tuple(dict.fromkeys((*budgets[:2], *drawn)))
 
+    def expected_depth(self, step: int, total_steps: int) -> float | None:
+        """Return the mean of the depths that a step draws; None with alpha 0."""
+        alpha = self.alpha(step, total_steps)
+        if alpha == 0.0:
+            return None
+        layers = self.sampler.sample(step, total_steps)[0].depth
+        return SurvivalSchedule(layers, self.floor, alpha).expected_depth()
+
 
 @dataclass(frozen=True)
 class AlternatingSampler:
@@ -98,6 +106,13 @@ class LargestFirstSampler:
             return self.sampler.sample(0, rest)[:1]
         return self.sampler.sample(step - alone, rest)
 
+    def expected_depth(self, step: int, total_steps: int) -> float | None:
+        """Return that of the sampler of the rest; None before."""
+        alone = int(self.share * total_steps)
+        if step < alone:
+            return None
+        return expected_depth(self.sampler, step - alone, total_steps - alone)
+
 
 @dataclass(frozen=True)
 class PhasedSampler:
@@ -125,6 +140,11 @@ class PhasedSampler:
         mode = self.phases.budget_mode(step, total_steps)
         return self.samplers[mode].sample(step, total_steps)
 
+    def expected_depth(self, step: int, total_steps: int) -> float | None:
+        """Return that of the sampler of the phase."""
+        mode = self.phases.budget_mode(step, total_steps)
+        return expected_depth(self.samplers[mode], step, total_steps)
+
 
 def smaller_half(budgets: Sequence[DeltaBudget], flops: Sequence[float]) -> list[DeltaBudget]:
     """Return the budgets of the cheaper half of the trunks (rounded up), and both ends.
@@ -140,3 +160,12 @@ def smaller_half(budgets: Sequence[DeltaBudget], flops: Sequence[float]) -> list
     cheap = set(ranked[: (len(ranked) + 1) // 2])
     ends = ends_of(budgets)
     return [budget for budget in budgets if budget.trunk in cheap or budget in ends]
+
+
+def expected_depth(
+    sampler: BudgetSampler[DeltaBudget], step: int, total_steps: int
+) -> float | None:
+    """Return the mean depth that a step draws for budgets in between; None where it draws none."""
+    if isinstance(sampler, DepthDropoutSampler | LargestFirstSampler | PhasedSampler):
+        return sampler.expected_depth(step, total_steps)
+    return None

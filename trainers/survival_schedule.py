@@ -44,26 +44,14 @@ class SurvivalSchedule:
         """Return p_l, the chance that layer l runs given that the one before it ran."""
         return 1.0 - self.alpha * layer / max(1, self.layers - 1)
 
-    def depth_probabilities(self) -> dict[int, float]:
-        """Return the probability of each depth from `floor` to `layers`."""
-        at_least = [*self._chances_to_pass(), 0.0]
-        return {
-            self.floor + index: at_least[index] - at_least[index + 1]
-            for index in range(len(at_least) - 1)
-        }
-
     def expected_depth(self) -> float:
         """Return `floor + sum_{k=floor}^{L-1} prod_{j=floor}^{k} p_j`.
 
         Summing the p_k themselves would be wrong: layers do not fail independently of the ones
         before them.
         """
-        return self.floor + sum(self._chances_to_pass()[1:])
-
-    def _chances_to_pass(self) -> list[float]:
-        """P(depth >= k) for k = floor..L; the first is 1."""
         keep = (self.keep_probability(layer) for layer in range(self.floor, self.layers))
-        return list(accumulate(keep, mul, initial=1.0))
+        return self.floor + sum(accumulate(keep, mul))
 
     def sample(self, rng: random.Random) -> int:
         """Draw a depth. All ranks need equal draws, so seed `rng` with the step."""

@@ -1,10 +1,11 @@
 """Milliseconds per sequence of the sliced, standalone models, on the CPU of this machine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from ...configuration.delta_budget import DeltaBudget
+from ...configuration.delta_settings import choose_tokens_by_share
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ..interleaved_timing import time_interleaved
 
@@ -15,6 +16,7 @@ def measure_latency(
     sequence_length: int,
     predicted_tokens: int = 0,
     *,
+    shares: Mapping[DeltaBudget, float | None] | None = None,
     rounds: int = 20,
     seed: int = 0,
 ) -> dict[DeltaBudget, dict[str, float]]:
@@ -29,6 +31,8 @@ def measure_latency(
         budgets: budgets that fit it.
         sequence_length: tokens of the one sequence (batch 1, no padding).
         predicted_tokens: positions the head runs on; 0 times the trunk alone.
+        shares: share of the tokens that get the delta at a budget, in place of what the
+            configuration says: random tokens do not score as text does.
         rounds: recorded rounds over all budgets.
         seed: seed of the random token ids, which do not influence the time.
 
@@ -38,6 +42,9 @@ def measure_latency(
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(model.config.vocab_size, (1, sequence_length), generator=generator)
     slices = {str(budget): standalone_slice(model, budget) for budget in budgets}
+    for budget, share in (shares or {}).items():
+        if share is not None:
+            choose_tokens_by_share(slices[str(budget)].config, share)
 
     def forward(sliced: DeltaEncoderForMaskedLM) -> Callable[[], object]:
         def trunk_and_head() -> object:

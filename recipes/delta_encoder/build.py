@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, PreTrainedModel
+from torch.utils.data import Dataset, Subset
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from ...configuration.budget import NAMED_BUDGETS, select_budgets
 from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
@@ -24,6 +26,7 @@ from ..budget_validation import check_trained_budgets
 from ..cli_errors import DataError, UsageError
 from ..data.corpus import PreparedData
 from ..data.streaming import StreamingPackedRows
+from ..evaluation.row_split import split_rows
 from ..planned_sizes import lattice_of
 from ..recipe_schema import DeltaEncoderRecipe
 from ..shared_arguments import shared_arguments
@@ -45,7 +48,8 @@ def build_model(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderF
     """Initialise from scratch, from a checkpoint, or around a smaller checkpoint.
 
     Raises:
-        DataError: if the tokenizer does not fit the model.
+        DataError: if the tokenizer does not fit the model, or is another one than that of a
+            model whose delta alone is trained.
         ModelFolderError: if a checkpoint cannot be loaded.
         UsageError: for budgets that its sizes do not allow.
         ValueError: for impossible sizes or another architecture.
@@ -65,7 +69,22 @@ def build_model(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderF
             "use the tokenizer of the checkpoint (data.tokenizer=…) or raise model.vocab_size"
         )
     check_trained_budgets(recipe, config)
+    if recipe.training.only is not None:
+        _train_deltas_alone(model, str(section.init_from), tokenizer)
     return model
+
+
+def _train_deltas_alone(model: DeltaEncoderForMaskedLM, source: str, tokenizer: Any) -> None:
+    """Freeze all but the built delta; the embedding stays, so its tokenizer must stay as well."""
+    if (Path(source) / "tokenizer.json").is_file():
+        theirs: Any = AutoTokenizer.from_pretrained(source)
+        if theirs.get_vocab() != tokenizer.get_vocab():
+            raise DataError(
+                f"training.only leaves the embedding of {source} as it is, and the data have "
+                f"another tokenizer; set data.tokenizer={source}"
+            )
+    model.requires_grad_(False)
+    model.base_model.deltas.requires_grad_(True)
 
 
 def _continue_from(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderForMaskedLM:
@@ -130,7 +149,8 @@ def build_trainer(
         teacher = _load_teacher(loss.teacher)
     if recipe.training.gradient_checkpointing:
         # Transformers 4.57 and 5 name the training argument differently; the model's method, not.
-        model.gradient_checkpointing_enable()
+        # The reentrant kind, the default of 4.57, gives no gradient where the embedding is frozen.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     rows = (
         data.train_rows
         if isinstance(data.train_rows, StreamingPackedRows)
@@ -148,7 +168,7 @@ def build_trainer(
         else (),
         lr_factor=phases.learning_rate_factor() if phases else None,
         train_dataset=rows,
-        eval_dataset=PositionedRows(data.validation_rows) if recipe.training.eval_steps else None,
+        eval_dataset=watched_rows(recipe, data) if recipe.training.eval_steps else None,
         train_sampler=PositionSampler(rows, recipe.seed)
         if isinstance(rows, PositionedRows)
         else None,
@@ -163,6 +183,26 @@ def build_trainer(
         rows.keep_states(trainer.rows_per_step())
         trainer.stateful["stream"] = StreamPosition(rows, trainer)
     return trainer
+
+
+def watched_rows(recipe: DeltaEncoderRecipe, data: PreparedData) -> Dataset[dict[str, Any]]:
+    """Return the rows that evaluations during training measure, at most ``evaluation.batches``.
+
+    They are rows for calibration: the evaluation at the end measures others, so it has no part in
+    the choice of the best model.
+
+    Raises:
+        DataError: if there are no rows.
+    """
+    settings, rows = recipe.evaluation, data.validation_rows
+    if len(rows) == 0:
+        raise DataError(
+            "the validation split has 0 rows; raise data.validation_fraction, give more data, or "
+            "set training.eval_steps=null"
+        )
+    calibration, others = split_rows(len(rows), settings.calibration_fraction)
+    limit = None if settings.batches is None else settings.batches * settings.batch_size
+    return Subset(PositionedRows(rows), (calibration or others)[:limit])
 
 
 def _load_teacher(name: str) -> PreTrainedModel:

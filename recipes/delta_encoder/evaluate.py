@@ -7,18 +7,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from ...configuration.budget import select_budgets
 from ...configuration.delta_budget import DeltaBudget
-from ...configuration.delta_settings import choose_tokens_by_share, delta_share
-from ...hub_cards.delta_pack import describe_delta
+from ...configuration.delta_settings import (
+    choose_tokens_by_share,
+    choose_tokens_by_threshold,
+    delta_share,
+)
+from ...hub_cards.delta_pack import describe_delta, load_pack_as_stored, pack_identity
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
-from ..cli_errors import ModelFolderError
-from ..evaluation.budget_scoring import predict_masked, without_labels
+from ..cli_errors import UsageError
+from ..evaluation.budget_scoring import predict_masked
 from ..evaluation.evaluation_table import Row
 from ..evaluation.measure_budgets import Batch, measure_budgets
 from .budget_latency import measure_latency
+from .routed_prediction import CountedPrediction, predict_routed
 
 if TYPE_CHECKING:
     from .evaluation_inputs import EvaluationInputs
@@ -38,7 +41,8 @@ def run_full_evaluation(
     """Evaluate every budget on the same masked tokens; see `measure_budgets`.
 
     Where the configuration has a ``delta_token_ratio`` below 1, the delta runs on that share of
-    the tokens: in the predictions, the FLOPs and the latency.
+    the tokens: in the predictions, the FLOPs and the latency. With a ``delta_token_threshold`` the
+    share is counted on the evaluation rows, for each budget, and FLOPs and latency are those of it.
 
     Args:
         model: a masked LM of the family.
@@ -52,55 +56,47 @@ def run_full_evaluation(
 
     Returns:
         What `measure_budgets` returns; of a model with a base slice also ``delta``, the bytes of
-        what lies outside it, and ``delta_token_ratio`` where that is below 1.
+        what lies outside it, ``delta_token_ratio`` where that is below 1, and with a threshold
+        ``delta_token_threshold`` and, of each budget with a delta, ``delta_token_share``.
 
     Raises:
         BudgetError: for a budget the model cannot be cut to.
         DataError: if there is nothing to predict.
-        ModelFolderError: if a budget's loss is not finite, or if the model chooses tokens by a
-            threshold, with which no FLOPs can be stated.
+        ModelFolderError: if a budget's loss is not finite.
     """
-    if model.config.delta_token_threshold is not None:
-        raise ModelFolderError(
-            f"delta_token_threshold {model.config.delta_token_threshold} makes the cost depend on "
-            "the text; measure a share instead: --delta-token-ratio R with R in [0, 1]"
-        )
-    share = delta_share(model.config)
+    share, threshold = delta_share(model.config), model.config.delta_token_threshold
     length = sequence_length or min(128, model.config.max_position_embeddings)
+    counted = None if threshold is None else CountedPrediction(threshold)
+
+    def work_of(budget: DeltaBudget) -> dict[str, float]:
+        own = share if counted is None else counted.share(budget)
+        return {"delta_ratio": 1.0 if own is None else own}
 
     def time_budgets(chosen: Sequence[DeltaBudget], predicted: int) -> Any:
-        return measure_latency(model, chosen, length, predicted)
+        shares = {} if counted is None else {budget: counted.share(budget) for budget in chosen}
+        return measure_latency(model, chosen, length, predicted, shares=shares)
 
+    chosen = resolve_budgets(budgets, model.config)
     evaluation = measure_budgets(
         model,
         loader,
-        resolve_budgets(budgets, model.config),
-        predict=predict_masked if share == 1.0 else predict_routed,
+        chosen,
+        predict=counted or (predict_masked if share == 1.0 else predict_routed),
+        calibration_predict=None if counted is None else predict_routed,
         sequence_length=length,
         time_budgets=time_budgets if latency else None,
-        work={"delta_ratio": share},
+        work_of=work_of,
         **settings,
     )
     if share < 1.0:
         evaluation["delta_token_ratio"] = share
+    if counted is not None:
+        evaluation["delta_token_threshold"] = threshold
+        for budget, entry in zip(chosen, evaluation["budgets"], strict=True):
+            entry["delta_token_share"] = counted.share(budget)
     if (delta := describe_delta(model)) is not None:
         evaluation["delta"] = delta
     return evaluation
-
-
-def predict_routed(
-    model: DeltaEncoderForMaskedLM, inputs: dict[str, Tensor], budgets: Sequence[DeltaBudget]
-) -> tuple[Sequence[Tensor], Tensor]:
-    """Run a masked LM with the delta on the tokens that its configuration asks for.
-
-    Each budget is a pass of its own: `predict_masked` runs the delta on all tokens.
-    """
-    rest, is_predicted, labels = without_labels(inputs)
-    logits = []
-    for budget in budgets:
-        states = model.model(**rest, budget=budget).last_hidden_state
-        logits.append(model.decoder(model.head(states[is_predicted])))
-    return logits, labels
 
 
 def resolve_budgets(requests: Sequence[BudgetRequest] | None, config: Any) -> list[DeltaBudget]:
@@ -121,6 +117,8 @@ def evaluate_folder(
     budgets: Sequence[str] | None = None,
     *,
     delta_token_ratio: float | None = None,
+    delta_token_threshold: float | str | None = None,
+    delta_pack: Path | None = None,
 ) -> list[Row]:
     """Evaluate a saved model on the data of its recipe; write JSON, tables and plots.
 
@@ -135,6 +133,10 @@ def evaluate_folder(
         budgets: texts or names; None takes those of the recipe.
         delta_token_ratio: share of the tokens that get the delta; None asks the configuration of
             the model, which says all unless it was changed.
+        delta_token_threshold: instead, the score above which a token gets the delta, or
+            ``"learned"`` for the one that training noted.
+        delta_pack: upgrade pack whose delta is measured in place of the model's own; the result
+            then has its name and hash in ``delta_pack``.
 
     Returns:
         The rows of the table on the console.
@@ -142,15 +144,45 @@ def evaluate_folder(
     Raises:
         ModelFolderError: if the folder holds no model or no recipe.
         DataError: if the data cannot be used.
+        DeltaPackError: if the pack cannot be read or does not fit the model.
         ValueError: for a ratio outside [0, 1], or for a model that cannot choose tokens.
+        UsageError: for both a ratio and a threshold, or a threshold that no budget asks for.
     """
     from ..evaluation.evaluation_files import write_evaluation
-    from .evaluation_inputs import open_run
+    from .evaluation_inputs import open_run, stored_dtype
 
+    # A file that is no pack fails before data are prepared.
+    identity = None if delta_pack is None else pack_identity(delta_pack)
     run = open_run(model_dir, overrides)
-    if delta_token_ratio is not None:
-        choose_tokens_by_share(run.model.config, delta_token_ratio)
-    return write_evaluation(evaluate_run(run, budgets), output)
+    if delta_pack is not None:
+        load_pack_as_stored(run.model, delta_pack, stored_dtype(model_dir))
+    asked = list(budgets or run.recipe.evaluation.budgets)
+    _choose_tokens(run.model.config, asked, delta_token_ratio, delta_token_threshold)
+    evaluation = evaluate_run(run, budgets)
+    if identity is not None:
+        evaluation["delta_pack"] = identity
+    return write_evaluation(evaluation, output)
+
+
+def _choose_tokens(
+    config: Any, budgets: Sequence[str], ratio: float | None, threshold: float | str | None
+) -> None:
+    """Set which tokens get the delta, as asked for; refuse a threshold that changes nothing."""
+    if ratio is not None and threshold is not None:
+        raise UsageError(
+            f"delta_token_ratio {ratio} and delta_token_threshold {threshold} are both given; give "
+            "one of them"
+        )
+    if ratio is not None:
+        choose_tokens_by_share(config, ratio)
+    if threshold is None:
+        return
+    choose_tokens_by_threshold(config, threshold)
+    if not any(budget.has_routed_delta(config) for budget in resolve_budgets(budgets, config)):
+        raise UsageError(
+            f"delta_token_threshold {threshold} does nothing at {', '.join(budgets)}: there is no "
+            f"delta left to route; leave it out, or add {DeltaBudget.full(config)}"
+        )
 
 
 def evaluate_run(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ...trainers.masked_lm_collator import MaskedLMCollator
 from ...trainers.stream_sampler import PositionedRows
@@ -54,7 +55,7 @@ def open_run(model_dir: Path, overrides: Sequence[str] = ()) -> EvaluationInputs
         ModelFolderError: if there is no model or no recipe, or tokenizer and model do not fit.
         DataError: if the data cannot be used.
     """
-    folder = model_dir if (model_dir / "config.json").is_file() else model_dir / "model"
+    folder = _model_folder(model_dir)
     recipe = of_family(load_saved_recipe(model_dir, overrides), DeltaEncoderRecipe)
     section = _data_section(recipe.data, folder, overrides)
     prepared = build_data(section, recipe.seed)
@@ -122,6 +123,16 @@ def _data_section(section: DataSection, folder: Path, overrides: Sequence[str]) 
     if "data.tokenizer" not in changed and (folder / "tokenizer.json").is_file():
         changes["tokenizer"] = str(folder)
     return replace(section, **changes)
+
+
+def stored_dtype(model_dir: Path) -> torch.dtype:
+    """Return the dtype the weights of a folder are stored in; `open_run` loads them in float32."""
+    dtype = DeltaEncoderConfig.from_pretrained(_model_folder(model_dir)).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _model_folder(model_dir: Path) -> Path:
+    return model_dir if (model_dir / "config.json").is_file() else model_dir / "model"
 
 
 def _load_model(folder: Path) -> DeltaEncoderForMaskedLM:

@@ -60,7 +60,7 @@ def loss_terms(recipe: DeltaEncoderRecipe, config: Any) -> list[WeightedTerm]:
         "distillation": lambda: DistillationLoss(loss.kd_temperature),
         "delta_residual": DeltaResidualLoss,
         "monotone_upgrade": lambda: MonotoneUpgradeLoss(loss.mug_margin),
-        "cross_scale_features": CrossScaleFeatureLoss,
+        "cross_scale_features": lambda: CrossScaleFeatureLoss(loss.cscf_cosine_weight),
         "preview_benefit": PreviewBenefitLoss,
         "budget_penalty": lambda: BudgetPenalty(token_ratio_of(recipe), PENALTY_TEMPERATURE),
         "coefficient_sparsity": CoefficientSparsity,

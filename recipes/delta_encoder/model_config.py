@@ -147,7 +147,7 @@ def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
 
     Raises:
         UsageError: if the model has a part that the recipe does not have, has it differently, or
-            wants sorted.
+            wants sorted, or if the recipe adds one and trains the deltas only.
     """
     config.drop_path = recipe.model.drop_path
     wanted = delta_settings(recipe, config)
@@ -177,11 +177,20 @@ def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
             "base slice; set model.delta=dense, or grow a small checkpoint with init.base"
         )
     kept = _BUILT_SIZES if config.delta_kind != "dense" else ()
-    return {
+    added = {
         name: value
         for name, value in wanted.items()
         if getattr(config, name) != value and name not in kept
     }
+    if added and recipe.training.only is not None:
+        # It would not be trained, and the model would not be the one a pack is made for.
+        name = next(iter(added))
+        raise UsageError(
+            f"training.only is {recipe.training.only}, but model.{name} is "
+            f"{str(added[name]).lower()}, and {source} has {str(getattr(config, name)).lower()}; "
+            f"set model.{name} to that"
+        )
+    return added
 
 
 def grown_budgets(

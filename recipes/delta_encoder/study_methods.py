@@ -102,11 +102,11 @@ def stages_of(
                 output_dir=str(here),
                 model=model,
                 loss=loss,
-                # A study compares models after the last step; choosing a best one would cost time only.
+                # A study compares models after the last step; a best one would only cost time.
                 training=replace(
                     run.recipe.training, max_steps=own, epochs=None, eval_steps=None
                 ),
-                export=replace(recipe.export, budgets=[]),
+                export=replace(recipe.export, budgets=[], delta_token_ratio=None),
                 evaluation=replace(evaluation, latency=False),
             )
         )

@@ -81,9 +81,10 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
             recipe,
             trainer.model,
             data.tokenizer,
-            evaluate_folder,
+            partial(evaluate_folder, delta_token_ratio=recipe.export.delta_token_ratio),
             base_model=recipe.init.base or recipe.model.init_from,
             best=None if best is None else partial(DeltaEncoderForMaskedLM.from_pretrained, best),
+            delta_token_ratio=recipe.export.delta_token_ratio,
         )
     # A process that leaves early takes the others down with it.
     trainer.accelerator.wait_for_everyone()

@@ -40,10 +40,20 @@ def ladder_rows(evaluation: Mapping[str, Any]) -> list[Row]:
 
 
 def notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return the lines below the table: on how many tokens the delta ran, and what it weighs."""
+    """Return the lines below the table: on how many tokens the delta ran, whose, and its bytes."""
     lines = []
+    if pack := evaluation.get("delta_pack"):
+        lines.append(f"Delta of the upgrade pack {pack['file']} (SHA-256 {pack['sha256']}).")
     if (ratio := evaluation.get("delta_token_ratio")) is not None:
         lines.append(f"Delta on {100 * ratio:g} % of the tokens of each row.")
+    if (threshold := evaluation.get("delta_token_threshold")) is not None:
+        every = [entry.get("delta_token_share") for entry in evaluation["budgets"]]
+        shares = sorted({f"{100 * share:.3g}" for share in every if share is not None}, key=float)
+        spread = " to ".join(dict.fromkeys([shares[0], shares[-1]])) if shares else "0"
+        lines.append(
+            f"Delta on the tokens that score above {threshold:g}, {spread} % of all by budget; "
+            "FLOPs and times are those of the measured share."
+        )
     if delta := evaluation.get("delta"):
         names = {"pack": "upgrade pack", "atom": "atoms", "dense": "dense"}
         bytes_of = {names[name]: delta[f"{name}_bytes"] for name in names}
@@ -63,6 +73,7 @@ def _row(entry: Mapping[str, Any]) -> Row:
         "ECE": entry["ece"],
         "ECE at T": entry.get("ece_after_temperature"),
         "parameters": entry["parameters"],
+        "delta share": entry.get("delta_token_share"),
         "MFLOPs": entry["flops"] / 1e6,
         "MB": entry["bytes"] / 1e6,
         "ms": None if latency is None else latency["median"],

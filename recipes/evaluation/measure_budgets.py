@@ -39,7 +39,8 @@ def measure_budgets(
     seed: int = 0,
     calibration_loader: Iterable[Batch] | None = None,
     autc_anchors: tuple[float, float] | None = None,
-    work: Mapping[str, Any] | None = None,
+    calibration_predict: Predict | None = None,
+    work_of: Callable[[Any], Mapping[str, Any]] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Evaluate every budget on the same tokens.
@@ -60,7 +61,9 @@ def measure_budgets(
             None chooses the aliases on ``loader`` and fits no temperature.
         autc_anchors: (F0, F1) of the study; None takes the FLOPs of the smallest and the largest
             budget of the configuration, whichever budgets are evaluated.
-        work: more that ``budget.flops`` of the family takes, where ``predict`` does less work.
+        calibration_predict: runs the model on ``calibration_loader``; None means ``predict``.
+        work_of: budget -> more that ``budget.flops`` of the family takes, where ``predict`` does
+            less work; asked when the evaluation rows have been predicted.
         progress: show a progress bar on standard error.
 
     Returns:
@@ -74,7 +77,9 @@ def measure_budgets(
     calibrated = None
     if calibration_loader is not None:
         batches = _progress_bar(calibration_loader, "calibrate", chosen, progress)
-        calibrated = score_budgets(model, batches, chosen, fit_temperature=True, predict=predict)
+        calibrated = score_budgets(
+            model, batches, chosen, fit_temperature=True, predict=calibration_predict or predict
+        )
     scores = score_budgets(
         model,
         _progress_bar(loader, "evaluate", chosen, progress),
@@ -87,10 +92,11 @@ def measure_budgets(
     predicted = round(scores.predicted_share * sequence_length)
     times = {} if time_budgets is None else time_budgets(chosen, predicted)
     dtype = str(model.dtype).removeprefix("torch.")
+    works = [{} if work_of is None else work_of(budget) for budget in chosen]
     entries = [
         {
             **quality_of(scores, index, means),
-            **cost_of(budget, config, dtype, sequence_length, predicted, **(work or {})),
+            **cost_of(budget, config, dtype, sequence_length, predicted, **works[index]),
             "latency_ms": times.get(budget),
             "safe_alias": str(chosen[aliases[index]]),
         }

@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 from nestling.configuration import DeltaBudget, DeltaEncoderConfig
+from nestling.configuration.delta_settings import (
+    choose_tokens_by_share,
+    choose_tokens_by_threshold,
+)
 from nestling.modeling.families import FAMILIES
 
 TINY = FAMILIES["delta_encoder"].tiny
@@ -155,3 +159,32 @@ def test_what_routing_needs_of_a_budget() -> None:
     assert found == expected
     assert DeltaBudget.parse("0.25:3:2").base_shape(config) == (32, 2, 2, (1, 12))
     assert DeltaBudget.parse("1.0:4:4").base_shape(config).intermediate == (1, 24, 24, 48)
+
+
+def test_a_threshold_takes_the_place_of_a_share() -> None:
+    config = make(**ROUTED, delta_token_ratio=0.5, learned_token_threshold=0.25)
+    assert choose_tokens_by_threshold(config, -3) == -3.0
+    assert (config.delta_token_ratio, config.delta_token_threshold) == (None, -3.0)
+    assert choose_tokens_by_threshold(config, "learned") == 0.25
+    assert config.delta_token_threshold == 0.25
+    choose_tokens_by_share(config, 0.5)
+    assert (config.delta_token_ratio, config.delta_token_threshold) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "threshold", "message"),
+    [
+        ({}, 0.5, "delta_token_threshold 0.5 needs a model with a preview network; train one"),
+        (ROUTED, "learned", "threshold learned needs a learned_token_threshold, and the model ha"),
+        (ROUTED, "0.5", "delta_token_threshold '0.5' must be a finite number, or 'learned'"),
+        (ROUTED, float("inf"), "delta_token_threshold inf must be a finite number"),
+        (ROUTED, float("nan"), "delta_token_threshold nan must be a finite number"),
+    ],
+)
+def test_thresholds_that_cannot_be(
+    settings: dict[str, Any], threshold: float | str, message: str
+) -> None:
+    config = make(**settings)
+    with pytest.raises(ValueError, match=message):
+        choose_tokens_by_threshold(config, threshold)
+    assert config.delta_token_threshold is None

@@ -99,7 +99,7 @@ def test_atoms_travel_when_asked(tmp_path: Path) -> None:
     export_delta_pack(source, tmp_path / "whole.safetensors", with_atoms=True)
     model = lively_model(delta_kind="dictionary")
     before = tensors_of(model)
-    with pytest.raises(DeltaPackError, match="made for other atoms; export it with with_atoms=Tr"):
+    with pytest.raises(DeltaPackError, match="made for other atoms; export it with --with-atoms"):
         load_delta_pack(model, tmp_path / "small.safetensors")
     assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
     load_delta_pack(model, tmp_path / "whole.safetensors")
@@ -173,7 +173,7 @@ def test_damaged_files_are_refused(kind: str, tmp_path: Path) -> None:
     for length in (0, 5, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:length])
         _assert_refused(model, file, "is not a readable safetensors file")
-    _assert_refused(model, tmp_path / "absent.safetensors", "is not a readable safetensors file")
+    _assert_refused(model, tmp_path / "absent.safetensors", "absent.safetensors does not exist")
     file.write_bytes(whole)
     name = sorted(tensors)[-1]
     for bad in (
@@ -187,7 +187,7 @@ def test_damaged_files_are_refused(kind: str, tmp_path: Path) -> None:
     rewrite(file, kind="unheard of")
     _assert_refused(model, file, "is of delta_kind unheard of")
     save_file(tensors, file)
-    _assert_refused(model, file, "is not a delta pack; write one with export_delta_pack")
+    _assert_refused(model, file, "is not a delta pack; give a file that nestling export --delta-")
     file.write_bytes(whole)
     load_delta_pack(model, file)
 

@@ -1,6 +1,8 @@
 """Slices that run the delta on a share of the tokens: their settings, costs and cards."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from nestling.hub_cards.delta_pack import (
     pack_size,
 )
 from nestling.hub_cards.export_slices import export, export_elastic
-from nestling.hub_cards.verify_export import verify_folder
+from nestling.hub_cards.verify_export import clean_environment, verify_folder
 from safetensors.torch import load_file
 
 ROUTED, PLAIN = "1.0:4:4", "0.5:2:4:16"  # more than the base slice; the base slice
@@ -64,22 +66,152 @@ def test_the_share_is_a_setting_of_the_slices_that_have_a_delta(
         assert "Delta on 35 % of the tokens." in (folder / "README.md").read_text()
 
 
+CLEAN = """
+import json, sys
+
+sys.modules["nestling"] = None
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM
+
+folder, output = sys.argv[1:]
+model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+assert type(model).__module__.startswith("transformers_modules.")
+assert model.config.learned_token_threshold == 0.125
+stored = load_file(f"{folder}/reference.safetensors")
+given = {name: stored[name] for name in ("input_ids", "attention_mask")}
+found = {}
+with torch.no_grad():
+    found["all"] = model(**given).logits
+    model.config.delta_token_ratio = 0.35
+    found["ratio"] = model(**given).logits
+    model.config.delta_token_ratio = None
+    model.config.delta_token_threshold = model.config.learned_token_threshold
+    found["threshold"] = model(**given).logits
+save_file(found, output)
+"""
+
+
+def test_a_slice_with_a_delta_to_route_keeps_its_preview_network(
+    tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Loaded by a stranger, it chooses tokens as the model in the package does."""
+    model = lively_model(token_routing=True, learned_token_threshold=0.125)
+    elastic = export_elastic(model, tiny_tokenizer, tmp_path / "model")
+    with caplog.at_level("INFO", logger="nestling"):
+        folders = export(elastic, [ROUTED, PLAIN], tmp_path / "slices", verify=False)
+    (line,) = [text for text in caplog.messages if "with remote code" in text]
+    assert line.startswith(f"{ROUTED} with remote code: a stock class has no preview network")
+    entries = {e["budget"]: e for e in read_json(tmp_path / "slices" / "budgets.json")["budgets"]}
+    assert {name: entry["format"] for name, entry in entries.items()} == {
+        ROUTED: "remote", PLAIN: "native"
+    }  # fmt: skip
+    reason = entries[ROUTED]["format_reason"]
+    assert line.endswith(reason) and "\n" not in reason
+    assert entries[PLAIN]["format_reason"] is None
+    cards = [" ".join((folder / "README.md").read_text().split()) for folder in folders]
+    assert f"It is not stored as a stock ModernBERT: {reason}." in cards[0]
+    assert "the score that training learned is 0.125." in cards[0]
+    assert "stored as a stock" not in cards[1] and "can be routed" not in cards[1]
+    script, output = tmp_path / "stranger.py", tmp_path / "found.safetensors"
+    script.write_text(CLEAN)
+    subprocess.run(
+        [sys.executable, "-P", str(script), str(folders[0]), str(output)],
+        env=clean_environment(tmp_path), cwd=tmp_path, check=True,
+    )  # fmt: skip
+    found, stored = load_file(output), load_file(folders[0] / "reference.safetensors")
+    given = {name: stored[name] for name in ("input_ids", "attention_mask")}
+    real = given["attention_mask"] > 0
+    settings: dict[str, tuple[float | None, float | None]] = {
+        "all": (None, None), "ratio": (0.35, None), "threshold": (None, 0.125)
+    }  # fmt: skip
+    seen = []
+    for name, (model.config.delta_token_ratio, model.config.delta_token_threshold) in (
+        settings.items()
+    ):
+        with torch.no_grad():
+            seen.append(model(**given, budget=ROUTED).logits[real])
+        torch.testing.assert_close(found[name][real], seen[-1], atol=1e-5, rtol=0)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert float((seen[one] - seen[other]).abs().max()) > 1e-2
+
+
+def test_the_stock_class_can_be_asked_for_where_no_share_is_set(
+    routing: Path, tmp_path: Path
+) -> None:
+    for options in ({}, {"delta_token_ratio": 1.0}):
+        (folder,) = export(
+            routing, [ROUTED], tmp_path / "out", format="native", verify=False, **options
+        )
+        assert read_json(folder / "config.json")["model_type"] == "modernbert"
+        assert read_json(tmp_path / "out" / "budgets.json")["budgets"][0]["format_reason"] is None
+    with pytest.raises(ExportError, match="1.0:4:4 has no stock class; use format=auto"):
+        export(routing, [ROUTED], tmp_path / "out", format="native", delta_token_ratio=0.35)
+
+
 def test_cards_do_not_show_numbers_of_another_share(
     routing: Path, measured: Path, evaluation_file: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "slices"
     for file, ratio, text in (
-        (measured, None, "share of 0.35 of the tokens, the slices run it on 1;"),
-        (measured, 0.5, "share of 0.35 of the tokens, the slices run it on 0.5;"),
-        (evaluation_file, 0.35, "share of 1 of the tokens, the slices run it on 0.35;"),
+        (measured, None, "share of 0.35 of the tokens, the slices run it on a share of 1 of"),
+        (measured, 0.5, "share of 0.35 of the tokens, the slices run it on a share of 0.5 of"),
+        (evaluation_file, 0.35, "share of 1 of the tokens, the slices run it on a share of 0.35"),
     ):
         with pytest.raises(ExportError, match=text):
             export(routing, [ROUTED], output, evaluation=file, delta_token_ratio=ratio)
     measured.write_text(measured.read_text().replace("0.35", "0.0"))  # none is a share, too
-    with pytest.raises(ExportError, match="share of 0 of the tokens, the slices run it on 1;"):
+    with pytest.raises(ExportError, match="share of 0 of the tokens, the slices run it on a share"):
         export(routing, [ROUTED], output, evaluation=measured)
     assert not output.exists()
     export(routing, [PLAIN], output, evaluation=measured, verify=False)
+
+
+def test_the_threshold_is_a_setting_of_the_slices_that_have_a_delta(
+    tiny_tokenizer: Any, evaluation_file: Path, tmp_path: Path
+) -> None:
+    """Cards and FLOPs are those of the share that the evaluation counted."""
+    model = lively_model(token_routing=True, learned_token_threshold=0.125)
+    elastic = export_elastic(model, tiny_tokenizer, tmp_path / "model")
+    content = json.loads(evaluation_file.read_text())
+    content["delta_token_threshold"] = 0.125
+    for row in content["budgets"]:
+        is_routed = DeltaBudget.parse(row["budget"]).has_routed_delta(model.config)
+        row["delta_token_share"] = 0.25 if is_routed else None
+    measured = tmp_path / "threshold.json"
+    measured.write_text(json.dumps(content))
+    output = tmp_path / "slices"
+    for options, words in (
+        ({}, "score above 0.125, the slices run it on a share of 1 of the tokens"),
+        ({"delta_token_ratio": 0.25}, "score above 0.125, the slices run it on a share of 0.25"),
+        ({"delta_token_threshold": 0.5}, "0.125, the slices run it on the tokens that score abov"),
+    ):
+        with pytest.raises(ExportError, match=words):
+            export(elastic, [ROUTED], output, evaluation=measured, **options)
+    with pytest.raises(ExportError, match="ratio 0.25 and delta_token_threshold 0.5 are both"):
+        export(elastic, [ROUTED], output, delta_token_ratio=0.25, delta_token_threshold=0.5)
+    with pytest.raises(ExportError, match="threshold 0.5 does nothing at 0.5:2:4:16: there is no"):
+        export(elastic, [PLAIN], output, delta_token_threshold=0.5)
+    assert not output.exists()
+    folders = export(
+        elastic, [ROUTED, PLAIN], output, evaluation=measured, delta_token_threshold="learned",
+        verify=False,
+    )  # fmt: skip
+    assert {check.status for check in verify_folder(folders[0]).checks} == {"passed"}
+    config = read_json(folders[0] / "config.json")
+    assert (config["delta_token_ratio"], config["delta_token_threshold"]) == (None, 0.125)
+    full, head = DeltaBudget.parse(ROUTED), {"predicted_tokens": 10}
+    stated = [read_json(folder / "nestling.json")["flops"] for folder in folders]
+    assert stated[0] == full.flops(model.config, 32, **head, delta_ratio=0.25)
+    ladder = read_json(output / "budgets.json")
+    assert ladder["evaluation"]["delta_token_threshold"] == 0.125
+    entries = {entry["budget"]: entry["measured"] for entry in ladder["budgets"]}
+    assert entries[ROUTED]["delta_token_share"] == 0.25 and entries[PLAIN] is None
+    card = (folders[0] / "README.md").read_text()
+    assert "Delta on the tokens that score above 0.125, 25 % of all by budget" in card
+    # Without an evaluation the share is not known, and 1 is the most it can be.
+    (folder,) = export(elastic, [ROUTED], output, delta_token_threshold=0.125, verify=False)
+    assert read_json(folder / "nestling.json")["flops"] == full.flops(model.config, 128)
 
 
 @pytest.mark.parametrize(

@@ -84,14 +84,15 @@ def test_sizes_are_those_that_are_stored(folders: dict[str, Path]) -> None:
     assert low_rank < dense
 
 
-def test_a_model_that_may_route_but_does_not_is_exported_as_a_stock_class(
+def test_a_model_that_may_route_but_does_not_is_a_stock_class_where_one_is_asked_for(
     tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """Without a share or a threshold the preview network does nothing, and is left out."""
+    """The preview network then is left out; else it stays: the share is a setting of the run."""
     model = variant_model("routed")
     model.config.delta_token_ratio = None
     elastic = export_elastic(model, tiny_tokenizer, tmp_path / "nested")
-    for format, model_type in (("auto", "modernbert"), ("remote", "delta_encoder")):
+    forms = {"native": "modernbert", "auto": "delta_encoder", "remote": "delta_encoder"}
+    for format, model_type in forms.items():
         output = tmp_path / format
         export(elastic, ["1.0:4:4"], output, format=format, single=True, verify=False)
         assert read_json(output / "config.json")["model_type"] == model_type
@@ -99,7 +100,7 @@ def test_a_model_that_may_route_but_does_not_is_exported_as_a_stock_class(
         stored = sum(tensor.numel() for tensor in tensors)
         assert read_json(output / "nestling.json")["parameters"] == stored
         has_preview = any("preview" in n for n in load_file(output / "model.safetensors"))
-        assert has_preview == (format == "remote")
+        assert has_preview == (format != "native")
 
 
 @pytest.mark.skipif(

@@ -16,6 +16,8 @@ from nestling.recipes.environment import environment_block
 
 # The small Delta-Matryoshka++ run lies beside these tests.
 sys.path.insert(0, str(Path(__file__).parent))
+# For ``delta_models``.
+sys.path.insert(0, str(Path(__file__).parents[1] / "modeling"))
 
 
 def make_evaluation(shift: float = 0.0, seed: int = 0) -> dict[str, Any]:

@@ -88,8 +88,11 @@ def test_what_is_measured_is_what_the_file_counts(
         content = {"schema_version": 1, "kind": "budgets", "budgets": rows, "evaluation": context}
     work = []
 
-    def measure(model, budgets, sequence_length, predicted_tokens):
+    counted = []
+
+    def measure(model, budgets, sequence_length, predicted_tokens, shares):
         work.append((sequence_length, predicted_tokens, model.config.delta_token_ratio))
+        counted.append({str(budget): share for budget, share in shares.items() if share})
         return {budget: {"median": 1.0} for budget in budgets}
 
     monkeypatch.setattr("nestling.recipes.delta_encoder.budget_latency.measure_latency", measure)
@@ -103,6 +106,13 @@ def test_what_is_measured_is_what_the_file_counts(
     context["delta_token_ratio"] = content["delta_token_ratio"] = 0.35
     pick(content, max_ms=1e6, measure=tmp_path)
     assert work[1:] == [(128, 38, 0.35)]
+    # And with a threshold, which share each budget had.
+    context["delta_token_ratio"] = content["delta_token_ratio"] = None
+    entry = content["budgets"][-1]
+    (entry if kind == "evaluation" else entry["measured"])["delta_token_share"] = 0.125
+    pick(content, max_ms=1e6, measure=tmp_path)
+    assert work[2:] == [(128, 38, None)]
+    assert counted == [{}, {}, {entry["budget"]: 0.125}]
 
 
 def test_exported_ladder(example_evaluation):

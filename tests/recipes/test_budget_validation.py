@@ -57,6 +57,10 @@ ALONE = "training.budgets=[largest]"
             [TINY, "enable_token_delta=true", "base_heads=4", "base_ratio=0.9999999"],
             ["model.token_routing is true", "no delta to route", "model.token_routing=false"],
         ),
+        (
+            [PLUS, "export.delta_token_ratio=0.5", "export.budgets=[smallest]"],
+            ["export.delta_token_ratio is 0.5", "no delta is left", "add 1.0:4:4"],
+        ),
     ],
 )
 def test_one_line_with_value_and_fix(arguments: list[str], words: list[str]) -> None:
@@ -83,6 +87,8 @@ def test_one_line_with_value_and_fix(arguments: list[str], words: list[str]) -> 
             TINY, "loss.delta_weight=0.7", "training.budget_sampling=fixed",
             "training.budgets_per_step=1",
         ],
+        [PLUS, "export.delta_token_ratio=1", "export.format=native"],
+        [PLUS, "export.delta_token_ratio=0.5", "export.budgets=[]"],
         # The sizes of a checkpoint are judged when its configuration has been read.
         [TINY, "init_from=org/model", "width_budgets=0.5,0.75"],
         [TINY, "init.base=org/model", "width_budgets=0.5,0.75"],

@@ -43,14 +43,49 @@ def test_evaluate_reads_the_family_and_takes_many_budgets(
     arguments += ["--output", str(output)]
     assert cli._run(arguments) == 0
     assert cli._run([*arguments, "--delta-token-ratio", "0.35"]) == 0
+    assert cli._run([*arguments, "--delta-pack", "p.safetensors"]) == 0
     given = (tmp_path, output, ["data.path=x"], ["0.5:2:2", "largest"])
-    assert calls == [(given, {}), (given, {"delta_token_ratio": 0.35})]
+    packed = {"delta_pack": Path("p.safetensors")}
+    assert calls == [(given, {}), (given, {"delta_token_ratio": 0.35}), (given, packed)]
+    for text, threshold in (("-0.25", -0.25), ("learned", "learned")):
+        assert cli._run([*arguments, "--delta-token-threshold", text]) == 0
+        assert calls.pop() == (given, {"delta_token_threshold": threshold})
     shown = capsys.readouterr().out
     assert "3.25" in shown and "Delta on 35 % of the tokens of each row." in shown
     assert (
         "Delta outside the base slice (dictionary): upgrade pack 3,840 bytes, atoms 40,894,464 "
         "bytes, dense 226,492,416 bytes."
     ) in shown
+
+
+@pytest.mark.parametrize(
+    ("family", "flags", "words"),
+    [
+        ("ddl", "--delta-token-threshold 0.5", ["threshold 0.5 needs a model of family delta_e"]),
+        ("delta_encoder", "--delta-token-threshold x", ["x must be a finite number, or learned"]),
+        ("delta_encoder", "--delta-token-threshold nan", ["nan must be a finite number, or le"]),
+        ("delta_encoder", "--delta-token-threshold inf", ["inf must be a finite number, or le"]),
+        (
+            "delta_encoder",
+            "--delta-token-threshold learned --delta-token-ratio 0.5",
+            ["--delta-token-ratio 0.5 and --delta-token-threshold learned are both given; give o"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("verb", ["evaluate", "export"])
+def test_a_threshold_that_cannot_be(
+    verb: str,
+    family: str,
+    flags: str,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    arguments = [verb, str(tmp_path), "--output", str(tmp_path / "out"), "--budgets", "largest"]
+    assert cli._run([*arguments, *flags.split()]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and all(word in line for word in words)
 
 
 @pytest.mark.parametrize(
@@ -111,19 +146,43 @@ def test_export_passes_budgets(
     assert cli._run(arguments) == 0
     assert cli._run([*arguments, "--delta-token-ratio", "0.35"]) == 0
     expected = {"format": "remote", "evaluation": None, "single": bool(single)}
-    expected["delta_token_ratio"] = None
+    expected["delta_pack"] = None
     given = (tmp_path, budgets, Path("out"))
     assert calls == [(given, expected), (given, {**expected, "delta_token_ratio": 0.35})]
-    packs: list[tuple[Path, Path]] = []
+    assert cli._run([*arguments, "--delta-token-threshold", "-0.25"]) == 0
+    assert calls.pop() == (given, {**expected, "delta_token_threshold": -0.25})
+    assert cli._run([*arguments, "--load-delta-pack", "p.safetensors"]) == 0
+    assert calls[2:] == [(given, {**expected, "delta_pack": Path("p.safetensors")})]
+    packs: list[tuple[Path, Path, bool]] = []
 
-    def export_folder_pack(*paths: Path) -> SimpleNamespace:
-        packs.append(paths)
-        return SimpleNamespace(pack=3840)
+    def export_folder_pack(model: Path, file: Path, *, with_atoms: bool) -> SimpleNamespace:
+        packs.append((model, file, with_atoms))
+        return SimpleNamespace(pack=3840, atoms=1024)
 
     stub(monkeypatch, "nestling.hub_cards.delta_pack", export_folder_pack=export_folder_pack)
     assert cli._run([*arguments, "--delta-pack", "p.safetensors"]) == 0
-    assert packs == [(tmp_path, Path("p.safetensors"))]
     assert "p.safetensors (delta of 3,840 bytes)" in capsys.readouterr().out
+    assert cli._run([*arguments, "--delta-pack", "p.safetensors", "--with-atoms"]) == 0
+    assert packs == [(tmp_path, Path("p.safetensors"), atoms) for atoms in (False, True)]
+    assert "(delta of 3,840 bytes, atoms of 1,024 bytes)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--with-atoms"], ["--with-atoms is for the pack", "--delta-pack FILE"]),
+        (
+            ["--load-delta-pack", "a", "--delta-pack", "b"],
+            ["--load-delta-pack a reads", "--delta-pack b writes", "give one of them"],
+        ),
+    ],
+)
+def test_flags_of_packs_that_do_not_go_together(
+    flags: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli._run(["export", "m", "--budgets", "1:1:1", "--output", "out", *flags]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and all(word in line for word in words)
 
 
 def test_export_takes_the_folder_of_a_run(

@@ -111,6 +111,20 @@ def test_unequal_shares_of_routed_tokens_are_named(write: Callable[..., Path]) -
     (paths[1] / METRICS).write_text(json.dumps({**content, "delta_token_ratio": 0.35}))
     (note,) = (n for n in compare_results(paths)["notes"] if "delta_token_ratio" in n)
     assert f"{paths[0] / METRICS} 1, {paths[1] / METRICS} 0.35" in note
+    for entry in content["budgets"]:
+        entry["delta_token_share"] = 0.25
+    (paths[1] / METRICS).write_text(json.dumps({**content, "delta_token_threshold": 1.5}))
+    (note,) = (n for n in compare_results(paths)["notes"] if "delta_token_ratio" in n)
+    assert f"{paths[0] / METRICS} 1, {paths[1] / METRICS} 0.25" in note
+
+
+def test_models_with_packs_of_other_names_are_other_methods(write: Callable[..., Path]) -> None:
+    paths = [write("a-0", seed=0), write("a-1", 0.1, 1)]
+    assert len(compare_results(paths)["methods"]) == 1
+    content = json.loads((paths[1] / METRICS).read_text())
+    content["delta_pack"] = {"file": "p.safetensors", "sha256": "0" * 64}
+    (paths[1] / METRICS).write_text(json.dumps(content))
+    assert len(compare_results(paths)["methods"]) == 2
 
 
 @pytest.mark.parametrize(

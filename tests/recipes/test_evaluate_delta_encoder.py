@@ -306,12 +306,6 @@ def test_a_share_of_the_tokens_is_predicted_counted_and_timed(routing_model, mon
     assert report["summary"]["autc_anchors"] == everywhere["summary"]["autc_anchors"]
 
 
-def test_a_threshold_has_no_flops_to_state(routing_model):
-    routing_model.config.delta_token_threshold = 0.25
-    with pytest.raises(ModelFolderError, match=r"threshold 0.25 .* --delta-token-ratio R with R"):
-        evaluate(routing_model)
-
-
 def test_the_bytes_of_the_delta_are_reported(model, routing_model):
     assert "delta" not in evaluate(model, budgets=["largest"])
     report = evaluate(routing_model, budgets=["largest"])

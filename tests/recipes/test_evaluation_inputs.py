@@ -130,8 +130,37 @@ def test_the_share_of_tokens_is_an_argument(run_folder, tmp_path):
         assert report.get("delta_token_ratio") == (ratio if ratio < 1 else None)
         losses[ratio] = report["budgets"][0]["cross_entropy"]
     assert losses[0.1] != losses[1.0]
-    with pytest.raises(ModelFolderError, match="delta_token_threshold 9.0 makes the cost depend"):
-        evaluate_folder(routed, tmp_path / "x.json")
+    # The threshold that the configuration has itself: no token scores above it.
+    evaluate_folder(routed, tmp_path / "x.json", budgets=["largest"])
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert report["delta_token_threshold"] == 9.0 and "delta_token_ratio" not in report
+    assert report["budgets"][0]["delta_token_share"] == 0.0
+
+
+def test_a_threshold_is_an_argument(run_folder, tmp_path):
+    routed = tmp_path / "routed"
+    shutil.copytree(run_folder, routed)
+    config = json.loads((routed / "model" / "config.json").read_text())
+    config = {**config, "token_routing": True, "learned_token_threshold": -9.0}
+    (routed / "model" / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "x.json"
+    for given, number, share in (("learned", -9.0, 1.0), (9.0, 9.0, 0.0)):
+        evaluate_folder(
+            routed, file, budgets=["smallest", "largest"], delta_token_threshold=given
+        )
+        report = json.loads(file.read_text())
+        assert report["delta_token_threshold"] == number
+        shares = {entry["budget"]: entry["delta_token_share"] for entry in report["budgets"]}
+        assert shares == {"0.5:2:1": None, "1.0:4:3": share}
+    with pytest.raises(UsageError, match="0.5 does nothing at 0.5:2:1: .* or add 1.0:4:3"):
+        evaluate_folder(routed, file, budgets=["0.5:2:1"], delta_token_threshold=0.5)
+    with pytest.raises(UsageError, match="ratio 0.5 and delta_token_threshold 9.0 are both given"):
+        evaluate_folder(routed, file, delta_token_ratio=0.5, delta_token_threshold=9.0)
+    with pytest.raises(ValueError, match="threshold 0.5 needs a model with a preview network"):
+        evaluate_folder(run_folder, file, delta_token_threshold=0.5)
+
+
+def test_what_an_evaluation_refuses(run_folder, tmp_path):
     with pytest.raises(ValueError, match="0.5 needs a model with a preview network; train one"):
         evaluate_folder(run_folder, tmp_path / "x.json", delta_token_ratio=0.5)
     with pytest.raises(UsageError, match="training.lr=5 would change nothing"):

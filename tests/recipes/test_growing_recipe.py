@@ -126,6 +126,8 @@ def test_a_model_trained_by_a_recipe_grows_twice(tmp_path: Path) -> None:
         "base": ("[0.5,1.0]", "[2,4]", "[2,3]"),
         "large": ("[0.666667,1.0]", "[4,6]", "[3,4]"),
     }
+    # Where mini lies in each of the larger ones.
+    mini = {"base": "0.5:2:2:16", "large": "0.333334:2:2:16"}
     before = None
     for name, (hidden, layers, heads, channels) in sizes.items():
         folder = tmp_path / name
@@ -139,6 +141,8 @@ def test_a_model_trained_by_a_recipe_grows_twice(tmp_path: Path) -> None:
         if before is not None:
             source = before / "slices" / native_folder(before)
             changes += [f"init.base={source}", f"data.tokenizer={source}"]
+        if name == "large":
+            changes.append(f"model.extra_budgets=['{mini['large']}']")
         recipe = load_recipe([*common, *changes])
         if before is not None:
             data = build_data(replace(recipe.data, pretokenized_path=None), recipe.seed)
@@ -150,9 +154,16 @@ def test_a_model_trained_by_a_recipe_grows_twice(tmp_path: Path) -> None:
                 expected = stock(ids, torch.ones_like(ids)).logits
                 found = grown.train(False)(ids, budget=budgets[name]).logits
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        if name == "large":
+            inner = DeltaEncoderForMaskedLM.from_pretrained(before / "model").train(False)
+            with torch.no_grad():
+                expected = inner(ids, budget=mini["base"]).logits
+                found = grown(ids, budget=mini["large"]).logits
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         train(recipe)
         measured = read_evaluation(folder / "metrics.json")["budgets"]
         assert name == "mini" or budgets[name] in {entry["budget"] for entry in measured}
+        assert name == "mini" or mini[name] in {entry["budget"] for entry in measured}
         before = folder
 
 

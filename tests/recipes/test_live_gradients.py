@@ -8,9 +8,11 @@ import torch
 from nestling.configuration.delta_budget import DeltaBudget
 from nestling.recipes.delta_encoder.study_ablations import ABLATION_CHANGES
 from nestling.recipes.delta_encoder.study_methods import METHODS, stages_of
+from nestling.recipes.recipe_catalogue import catalogue
 from nestling.recipes.recipe_loader import load_recipe
 from nestling.trainers.delta_encoder_trainer import DeltaEncoderTrainer
 from tiny_plus import PHASES, TOTAL, batch_of, plus_trainer
+from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 SMALL = [
     "recipe=delta_encoder/demo",
@@ -79,24 +81,68 @@ def test_the_share_of_the_largest_budget_reaches_the_trainer(
     assert plus_trainer(recipe, tiny_tokenizer).largest_share == 0.625
 
 
+# The sizes of every shipped recipe, cut down; what a recipe has beside its sizes stays.
+SIZES = [
+    "init.base=null", "init.target=null", "model.hidden_size=32", "model.head_dim=8",
+    "model.num_hidden_layers=4", "model.num_attention_heads=4", "model.intermediate_size=48",
+    "model.vocab_size=96", "model.max_position_embeddings=64", "model.head_budgets=[2,3,4]",
+    "model.depth_budgets=[2,3,4]", "model.base_heads=2", "model.tap_layers=[1,2,3]",
+    "model.delta_atoms=3", "model.delta_rank=2", "data.max_length=32", "data.streaming=false",
+    "training.batch_size=8", "training.bf16=false", "training.use_cpu=true",
+]  # fmt: skip
+PLAIN = {"tiny": [], "demo": [], "ecommerce": ["model.extra_budgets=['0.5:2:2:16','1.0:3:4:24']"]}
+PHASED = ("plus", "ablations", "mini_to_base", "mini_to_large", "base_to_large")
+
+
+def test_every_shipped_recipe_is_named_here() -> None:
+    shipped = {entry.name for entry in catalogue() if entry.name.startswith("delta_encoder/")}
+    assert shipped == {f"delta_encoder/{name}" for name in (*PLAIN, *PHASED)}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_recipes_at_small_sizes(name: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    recipe = load_recipe(
+        [f"recipe=delta_encoder/{name}", *SIZES, *PLAIN[name], f"output_dir={tmp_path}"]
+    )
+    trainer = plus_trainer(recipe, tiny_tokenizer)
+    assert dead_parameters(trainer) == set()
+
+
+def live_but_for_the_preview(trainer: DeltaEncoderTrainer, phase: str) -> None:
+    """All parts have a gradient in the phase; packing routes nothing."""
+    dead = dead_parameters(trainer, begin=PHASES[phase][0])
+    names = [name for name, _ in trainer.model.named_parameters()]
+    preview = {name for name in names if ".preview." in name}
+    assert len(preview) == 4 and any(".deltas." in name for name in names)
+    assert dead == (preview if phase == "packing" else set())
+
+
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("name", ["mini_to_base", "mini_to_large"])
-def test_growth_recipes_at_small_sizes(
+@pytest.mark.parametrize("name", PHASED)
+def test_phased_recipes_at_small_sizes(
     name: str, phase: str, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
-    """All their parts in each phase; the checkpoints are left out, and packing routes nothing."""
-    sizes = [
-        "init.base=null", "init.target=null", "model.hidden_size=32", "model.head_dim=8",
-        "model.num_hidden_layers=4", "model.num_attention_heads=4", "model.intermediate_size=48",
-        "model.vocab_size=96", "model.max_position_embeddings=64", "model.head_budgets=[2,3,4]",
-        "model.depth_budgets=[2,3,4]", "model.base_heads=2", "model.tap_layers=[1,2,3]",
-        "model.delta_atoms=3", "model.delta_rank=2", "data.max_length=32", "data.streaming=false",
-        "training.batch_size=8", "training.bf16=false", "training.use_cpu=true",
-        f"output_dir={tmp_path}",
-    ]  # fmt: skip
-    recipe = load_recipe([f"recipe=delta_encoder/{name}", *sizes])
+    """All their parts in each phase; the checkpoints of those that grow are left out."""
+    recipe = load_recipe([f"recipe=delta_encoder/{name}", *SIZES, f"output_dir={tmp_path}"])
+    live_but_for_the_preview(plus_trainer(recipe, tiny_tokenizer), phase)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_grown_model_with_a_dictionary(
+    phase: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """What a small checkpoint leaves at zero when it grows moves too."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 24}  # fmt: skip
+    small = ModernBertConfig(
+        vocab_size=96, max_position_embeddings=64, pad_token_id=0, cls_token_id=2, sep_token_id=3,
+        bos_token_id=2, eos_token_id=3, initializer_range=0.3, **sizes,
+    )  # fmt: skip
+    ModernBertForMaskedLM(small).save_pretrained(tmp_path / "small")
+    grown = [*SIZES, f"init.base={tmp_path / 'small'}", f"output_dir={tmp_path / 'run'}"]
+    recipe = load_recipe(["recipe=delta_encoder/mini_to_base", *grown])
     trainer = plus_trainer(recipe, tiny_tokenizer)
-    dead = dead_parameters(trainer, begin=PHASES[phase][0])
-    preview = {name for name, _ in trainer.model.named_parameters() if ".preview." in name}
-    assert len(preview) == 4
-    assert dead == (preview if phase == "packing" else set())
+    assert trainer.model.config.delta_kind == "dictionary"
+    assert "0.5:2:2:16" in trainer.model.config.budgets
+    live_but_for_the_preview(trainer, phase)

@@ -64,10 +64,13 @@ COMMANDS = {
         # The weights of the target need a place to go to, which a dictionary is not.
         "enable_dds=false",
     ],
+    # The outer step of the original's picture, for which its README has no command.
+    "base to large": ["recipe=delta_encoder/base_to_large"],
     "on prepared data": [
         "recipe=delta_encoder/mini_to_base",
         "data.streaming=false",
         "pretokenized_path=./data/ecomniverse_packed",
+        "tokenizer=thebajajra/RexBERT-base",
         "max_length=512",
     ],
     "ablations": [
@@ -156,8 +159,22 @@ def at_true_shapes(command: list[str], folder: Path) -> DeltaEncoderRecipe:
             ("0.292683:8:19:512", "1.0:16:28"),
             27 + 1,
         ),
+        (
+            COMMANDS["base to large"],
+            "0.439025:12:22:768",
+            ("0.439025:12:22:768", "1.0:16:28"),
+            27 + 1,
+        ),
+        # Mini inside base inside large.
+        (
+            [*COMMANDS["base to large"], 'model.extra_budgets=["0.292683:8:19:512"]'],
+            "0.439025:12:22:768",
+            ("0.292683:8:19:512", "1.0:16:28"),
+            27 + 2,
+        ),
     ],
-    ids=["base command", "large command", "mini_to_base", "mini_to_large"],
+    ids=["base command", "large command", "mini_to_base", "mini_to_large", "base_to_large",
+         "all three"],
 )
 def test_every_step_can_be_planned_at_the_true_shapes(
     command: list[str], small: str, ends: tuple[str, str], count: int, true_shapes: Path
@@ -258,4 +275,5 @@ def test_sizes_in_the_recipes_are_those_of_rexbert() -> None:
                 model.intermediate_size)  # fmt: skip
 
     assert sizes(load_recipe(["recipe=delta_encoder/mini_to_base"])) == (22, 768, 12, 1152)
-    assert sizes(load_recipe(["recipe=delta_encoder/mini_to_large"])) == (28, 1024, 16, 2624)
+    for name in ("mini_to_large", "base_to_large"):
+        assert sizes(load_recipe([f"recipe=delta_encoder/{name}"])) == (28, 1024, 16, 2624)

@@ -2,10 +2,13 @@
 
 from dataclasses import asdict
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import pytest
 from nestling.recipes.cli_errors import UsageError
+from nestling.recipes.delta_encoder.loss_terms import weight_schedules
+from nestling.recipes.recipe_catalogue import RECIPES_FOLDER
 from nestling.recipes.recipe_loader import load_recipe
 from nestling.recipes.recipe_overrides import KEY_ALIASES, SWITCHES, recipe_keys
 from nestling.recipes.recipe_schema import DeltaEncoderRecipe
@@ -13,13 +16,29 @@ from nestling.recipes.recipe_schema import DeltaEncoderRecipe
 TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
 DEMO = "recipe=delta_encoder/demo"  # a kd_weight of its own, and no other part
 ON = {
-    "enable_kd": {"loss.kd_weight": 1.0},
+    "enable_kd": {"loss.kd_weight": 1.0, "loss.kd_temperature": 2.0},
     "enable_mug": {"loss.mug_weight": 0.1},
     "enable_cscf": {"loss.cscf_weight": 0.1},
     "enable_delta_depth": {"training.survival_alpha": 0.5},
-    "enable_dds": {"model.delta": "dictionary"},
-    "enable_token_delta": {"model.token_routing": True, "loss.preview_weight": 1.0},
-    "enable_three_phase": {"training.three_phase": True},
+    "enable_dds": {
+        "model.delta": "dictionary",
+        "model.delta_atoms": 16,
+        "model.delta_rank": 64,
+        "loss.sparsity_weight": 1e-4,
+        "loss.orthogonality_weight": 1e-4,
+    },
+    "enable_token_delta": {
+        "model.token_routing": True,
+        "loss.preview_weight": 1.0,
+        "loss.budget_penalty_weight": 1.0,
+    },
+    "enable_three_phase": {
+        "training.three_phase": True,
+        "loss.delta_weight": 0.7,
+        "loss.mug_weight": 0.1,
+        "loss.cscf_weight": 0.1,
+        "loss.packing_weight": 1e-3,
+    },
 }
 OFF = {
     "enable_kd": {"loss.kd_weight": 0.0},
@@ -27,7 +46,11 @@ OFF = {
     "enable_cscf": {"loss.cscf_weight": 0.0},
     "enable_delta_depth": {"training.survival_alpha": 0.0},
     "enable_dds": {"model.delta": "dense"},
-    "enable_token_delta": {"model.token_routing": False, "loss.preview_weight": 0.0},
+    "enable_token_delta": {
+        "model.token_routing": False,
+        "loss.preview_weight": 0.0,
+        "export.delta_token_ratio": None,
+    },
     "enable_three_phase": {"training.three_phase": False},
 }
 
@@ -44,6 +67,49 @@ def test_each_switch_works_alone(name: str) -> None:
     assert values_of(on, ON[name]) == ON[name]
     off = load_recipe([PLUS, f"{name}=False"])
     assert values_of(off, OFF[name]) == OFF[name]
+
+
+def test_without_routing_slices_have_no_share_either(tmp_path: Path) -> None:
+    routed = tmp_path / "routed.yaml"
+    plus = RECIPES_FOLDER / "delta_encoder" / "plus.yaml"
+    routed.write_text(f"{plus.read_text()}\nexport: {{delta_token_ratio: 0.5}}\n")
+    recipe: Any = load_recipe([f"recipe={routed}"])
+    assert recipe.export.delta_token_ratio == 0.5
+    recipe = load_recipe([f"recipe={routed}", "enable_token_delta=false"])
+    assert recipe.export.delta_token_ratio is None
+
+
+@pytest.mark.parametrize("recipe", ["demo", "ecommerce", "tiny"])
+def test_all_switches_give_any_recipe_the_terms_of_plus(recipe: str) -> None:
+    """Everything of its loss that the original has a switch for; so each part is trained."""
+    switched = load_recipe([f"recipe=delta_encoder/{recipe}", *(f"{name}=true" for name in ON)])
+    plus = load_recipe([PLUS])
+    share = switched.loss.largest_share
+    assert asdict(switched.loss) == {**asdict(plus.loss), "largest_share": share}
+    ours, theirs = (weight_schedules(loaded) for loaded in (switched, plus))
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert [ours[name](step, 9) for step in range(9)] == [weight(step, 9) for step in range(9)]
+
+
+def test_the_switch_of_one_term_wins_over_that_of_the_phases() -> None:
+    for arguments in (
+        ["enable_three_phase=true", "enable_mug=false"],
+        ["enable_mug=false", "enable_three_phase=true"],
+    ):
+        loss = load_recipe([DEMO, *arguments]).loss
+        assert (loss.mug_weight, loss.cscf_weight) == (0.0, 0.1)
+
+
+def test_fp16_computes_in_bf16_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert load_recipe([TINY, "fp16=true"]).training.bf16 is True
+    [record] = caplog.records
+    assert "fp16=true" in record.getMessage() and "bf16" in record.getMessage()
+    assert "\n" not in record.getMessage()
+    caplog.clear()
+    assert load_recipe([TINY, "fp16=false"]).training.bf16 is False
+    load_recipe([TINY, "bf16=true"])
+    assert not caplog.records
 
 
 def test_a_key_given_beside_its_switch_wins() -> None:

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from nestling.configuration.budget import ends_of
 from nestling.recipes.delta_encoder.step_flops import forward_flops
+from nestling.recipes.evaluation.row_split import split_rows
 from nestling.trainers.delta_encoder_trainer import DeltaEncoderTrainer
 from nestling.trainers.event_log import read_events
 from nestling.trainers.step_plan import StepPlan
-from tiny_plus import KINDS, PHASES, TOTAL, batch_of, plus_trainer, tiny_plus
+from nestling.trainers.training_phases import TrainingPhases
+from tiny_plus import KINDS, PHASES, TOTAL, StopAt, batch_of, plus_trainer, tiny_plus
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainerCallback
 
 UPGRADES = ("delta_residual", "monotone_upgrade")
 
@@ -191,16 +192,6 @@ def test_the_step_does_not_depend_on_how_it_is_cut(tmp_path: Path, tiny_tokenize
     )
 
 
-class StopAt(TrainerCallback):
-    """Ends the run after a step, as an interruption just after a save would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop |= state.global_step == self.step
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Any:
     trainer = plus_trainer(tiny_plus(tmp_path_factory.mktemp("whole")), tiny_tokenizer)
@@ -255,6 +246,20 @@ def test_terms_phases_and_learning_rate_are_logged(uninterrupted: DeltaEncoderTr
     assert {"routing_threshold", "packing_regularizer"} <= set(hooks)
 
 
+def test_events_have_the_expected_depth_while_depths_are_drawn(
+    uninterrupted: DeltaEncoderTrainer,
+) -> None:
+    """Four layers, of which the first two stay; calibration runs a fixed list."""
+    events, _ = read_events(Path(str(uninterrupted.args.output_dir)) / "events.jsonl")
+    found = {e["step"]: e.get("expected_depth") for e in events if "loss" in e}
+    alpha = TrainingPhases(lr_ramp_ratio=0.01).survival_alpha()
+    for step in range(TOTAL):
+        third, last = (1 - alpha(step, TOTAL) * layer / 3 for layer in (2, 3))
+        draws = step < PHASES["calibration"][0]
+        wanted = pytest.approx(2 + third + third * last) if draws else None
+        assert found[step + 1] == wanted
+
+
 def test_calibration_has_three_tenths_of_the_learning_rate(
     uninterrupted: DeltaEncoderTrainer,
 ) -> None:
@@ -267,13 +272,15 @@ def test_calibration_has_three_tenths_of_the_learning_rate(
 
 
 def test_evaluation_is_the_mean_over_named_budgets(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    """Over all labelled tokens, whatever the batches; and the model goes on training."""
+    """Over all labelled tokens of the calibration rows; and the model goes on training."""
     changes = ["training.eval_steps=4", "training.save_steps=100"]
     trainer = plus_trainer(tiny_plus(tmp_path, *changes), tiny_tokenizer)
     metrics = trainer.evaluate()
     assert trainer.model.training
     model = trainer.model.eval()
-    batch = trainer.data_collator([trainer.eval_dataset[position] for position in range(10)])
+    rows = trainer.eval_dataset
+    assert sorted(rows.indices) == sorted(split_rows(10, 0.5)[0])
+    batch = trainer.data_collator([rows[number] for number in range(len(rows))])
     assert len(trainer.eval_budgets) == 3
     expected = []
     for budget in trainer.eval_budgets:
@@ -281,6 +288,16 @@ def test_evaluation_is_the_mean_over_named_budgets(tmp_path: Path, tiny_tokenize
         expected.append(output.loss.item())
         assert metrics[f"eval_loss/{budget}"] == pytest.approx(expected[-1], rel=1e-5)
     assert metrics["eval_loss"] == pytest.approx(sum(expected) / 3, rel=1e-5)
+
+
+def test_evaluations_in_training_are_as_short_as_the_recipe_says(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    changes = ["training.eval_steps=4", "evaluation.batches=1", "evaluation.batch_size=3"]
+    trainer = plus_trainer(tiny_plus(tmp_path, *changes), tiny_tokenizer)
+    assert len(trainer.eval_dataset) == 3
+    whole = [*changes, "evaluation.calibration_fraction=0", "evaluation.batches=null"]
+    assert len(plus_trainer(tiny_plus(tmp_path, *whole), tiny_tokenizer).eval_dataset) == 10
 
 
 def test_the_best_evaluation_has_a_checkpoint_that_stays(

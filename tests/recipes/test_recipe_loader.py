@@ -70,6 +70,7 @@ def test_the_saved_recipe_is_found_beside_the_model_and_takes_overrides(tmp_path
     [
         ("lr=5", ["training.lr=5 would change nothing", "keys of data or evaluation only"]),
         ("model.delta_token_ratio=0.1", ["would change nothing", "--delta-token-ratio 0.1, or"]),
+        ("export.delta_token_ratio=0.1", ["would change nothing", "--delta-token-ratio 0.1, or"]),
         ("output_dir=x", ["output_dir=x would change nothing"]),
         ("seed=3", ["seed=3 would change nothing"]),
         ("evaluation.bathces=1", ["unknown recipe key", "did you mean evaluation.batches"]),
@@ -81,7 +82,7 @@ def test_a_finished_model_is_measured_as_it_is(
 ) -> None:
     save_recipe(load_recipe([recipe]), tmp_path)
     if "ddl" in recipe and "delta_token_ratio" in argument:
-        words = ["unknown recipe key 'model.delta_token_ratio'"]
+        words = [f"unknown recipe key '{argument.partition('=')[0]}'"]
     with pytest.raises(UsageError) as caught:
         load_saved_recipe(tmp_path, [argument])
     for word in words:

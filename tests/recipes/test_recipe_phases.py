@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from nestling.recipes.delta_encoder.budget_plan import planner_of
 from nestling.recipes.delta_encoder.build import scratch_config
-from nestling.recipes.delta_encoder.loss_terms import phases_of
+from nestling.recipes.delta_encoder.loss_terms import loss_terms, phases_of
 from nestling.recipes.recipe_schema import DeltaEncoderRecipe
 from nestling.trainers.phased_sampling import DepthDropoutSampler, PhasedSampler
 from nestling.trainers.training_phases import TrainingPhases
@@ -48,6 +49,21 @@ def test_weights_keep_their_proportions(tmp_path: Path) -> None:
     assert by_term["cross_scale_features"] == pytest.approx([0.0, 0.3, 0.6])
     assert by_term["distillation"] == pytest.approx([1.0, 1.0, 1.0])
     assert by_term["monotone_upgrade"] == [None, None, None]
+
+
+def test_token_cosines_join_the_feature_alignment(tmp_path: Path, tiny_tokenizer: object) -> None:
+    """By the weight of the key, which is 0 unless given; opposite tokens are 2 apart."""
+    generator = torch.Generator().manual_seed(0)
+    states, mask = torch.randn(2, 5, 8, generator=generator), torch.ones(2, 5)
+    distances = {}
+    for weight in ("0", "0.25"):
+        recipe = tiny_plus(tmp_path, f"loss.cscf_cosine_weight={weight}", "model.vocab_size=96")
+        config = scratch_config(recipe, tiny_tokenizer)  # type: ignore[arg-type]
+        terms = {each.term.name: each.term for each in loss_terms(recipe, config)}
+        found = terms["cross_scale_features"]([-states], [states], mask)
+        distances[weight] = (found.total / found.count).item()
+    assert tiny_plus(tmp_path).loss.cscf_cosine_weight == 0.0
+    assert distances["0.25"] - distances["0"] == pytest.approx(0.25 * 2, abs=1e-5)
 
 
 def test_the_samplers_draw_with_this_alpha(tmp_path: Path, tiny_tokenizer: object) -> None:

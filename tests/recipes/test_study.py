@@ -208,8 +208,10 @@ def test_cells_measured_in_different_ways_are_refused(finished: Path, tmp_path: 
 def test_every_rule_is_a_valid_recipe(method: str, tmp_path: Path) -> None:
     recipe = load_recipe([*SETTINGS, "loss.largest_share=0.5", "model.exit_affine=true"])
     stages = stages_of(method, recipe, NAMED, steps=10, seed=3, folder=tmp_path / "cell")
+    assert recipe.training.eval_steps is not None
     for stage in stages:
         validate(stage)
+        assert stage.training.eval_steps is None  # evaluations would only make a study slower
         if method not in OURS:
             assert stage.loss.largest_share is None
             assert not stage.model.exit_affine

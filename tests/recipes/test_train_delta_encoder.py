@@ -23,6 +23,7 @@ def test_a_run_leaves_what_the_documentation_names(tiny_run: Path) -> None:
     for name in (
         "model/config.json",
         "model/model.safetensors",
+        "best/model.safetensors",
         "metrics.json",
         "metrics.png",
         "metrics.svg",
@@ -65,6 +66,19 @@ def test_every_term_is_logged_in_both_places(tiny_run: Path) -> None:
     for event, entry in zip(logged, history, strict=True):
         for key in ("loss/masked_lm", "loss/distillation", "weight/masked_lm"):
             assert event[key] == entry[key]
+
+
+def test_the_run_leaves_the_best_of_its_evaluations(tiny_run: Path) -> None:
+    """Beside the last model; evaluations leave training as it was (the resumed run is equal)."""
+    events, _ = read_events(tiny_run / "events.jsonl", 0)
+    losses = {event["step"]: event["eval_loss"] for event in events if "eval_loss" in event}
+    assert sorted(losses) == [20, 40]
+    best = min(losses, key=lambda step: losses[step])
+    for name, step in (("best", best), ("model", 40), ("last", 40)):
+        weights = load_file(tiny_run / name / "model.safetensors")
+        kept = load_file(tiny_run / f"checkpoint-{step}" / "model.safetensors")
+        assert all(torch.equal(weights[key], kept[key]) for key in weights), name
+    assert "best" in (tiny_run / "printed.txt").read_text()
 
 
 def test_the_loss_falls(tiny_run: Path) -> None:

@@ -11,6 +11,7 @@ from nestling.recipes.recipe_loader import load_recipe
 from nestling.recipes.recipe_schema import DeltaEncoderRecipe
 from nestling.trainers.delta_encoder_trainer import DeltaEncoderTrainer
 from torch import Tensor
+from transformers import TrainerCallback
 
 TOTAL = 12  # optimizer steps, four in each phase
 PHASES = {"packing": (0, 1), "residualization": (4, 5), "calibration": (8, 9)}
@@ -82,3 +83,13 @@ def plus_trainer(recipe: DeltaEncoderRecipe, tokenizer: Any) -> DeltaEncoderTrai
 def batch_of(trainer: DeltaEncoderTrainer, positions: range = range(8)) -> dict[str, Tensor]:
     """Collate rows."""
     return trainer.data_collator([trainer.train_dataset[position] for position in positions])
+
+
+class StopAt(TrainerCallback):
+    """Ends the run after a step, as an interruption just after a save would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop |= state.global_step == self.step

@@ -1,5 +1,6 @@
 """Depth dropout, oversampling and phases: pure functions with the stated expectations."""
 
+import math
 from collections import Counter
 from itertools import product
 
@@ -11,6 +12,7 @@ from nestling.trainers.phased_sampling import (
     DepthDropoutSampler,
     LargestFirstSampler,
     PhasedSampler,
+    expected_depth,
     smaller_half,
 )
 from nestling.trainers.schedules import Constant, CosineInterpolation
@@ -55,7 +57,10 @@ def test_depths_in_between_follow_the_survival_schedule() -> None:
     schedule = SurvivalSchedule(12, 6, 0.5)
     mean = sum(depth * count for depth, count in depths.items()) / 6000
     assert mean == pytest.approx(schedule.expected_depth(), abs=0.08)  # 3 standard errors
-    for depth, chance in schedule.depth_probabilities().items():
+    assert sampler.expected_depth(7, TOTAL) == schedule.expected_depth()
+    for depth in range(6, 13):
+        survived = math.prod(schedule.keep_probability(layer) for layer in range(6, depth))
+        chance = survived * (1 - schedule.keep_probability(depth) if depth < 12 else 1)
         error = (chance * (1 - chance) / 6000) ** 0.5
         assert depths[depth] / 6000 == pytest.approx(chance, abs=4 * error)
     whole = DepthDropoutSampler(sandwich(LATTICE), 6, Constant(0.5))
@@ -77,6 +82,24 @@ def test_alpha_is_that_of_the_step_and_zero_leaves_depths_alone() -> None:
     assert [still.sample(step, TOTAL) for step in range(60)] == [
         sandwich(LATTICE).sample(step) for step in range(60)
     ]
+
+
+def test_the_expected_depth_is_that_of_the_step() -> None:
+    """In phases, behind steps of the largest budget alone, and none where no depth is drawn."""
+    alpha = TrainingPhases().survival_alpha()
+    for step in (0, 200, 500):
+        wanted = SurvivalSchedule(12, 6, alpha(step, TOTAL)).expected_depth()
+        assert expected_depth(phased(), step, TOTAL) == wanted
+    assert expected_depth(phased(), 900, TOTAL) is None  # the fixed list of calibration
+    dropout = DepthDropoutSampler(sandwich(LATTICE), 6, CosineInterpolation(1.0, 0.0))
+    late = LargestFirstSampler(dropout, 0.5)
+    assert expected_depth(late, 499, TOTAL) is None
+    for step in (500, 750):
+        assert expected_depth(late, step, TOTAL) == expected_depth(dropout, step - 500, 500)
+    assert expected_depth(LargestFirstSampler(sandwich(LATTICE), 0.5), 600, TOTAL) is None
+    off = DepthDropoutSampler(sandwich(LATTICE), 6, Constant(0.0))
+    assert expected_depth(off, 3, TOTAL) is None
+    assert expected_depth(sandwich(LATTICE), 3, TOTAL) is None
 
 
 def test_a_width_per_layer_keeps_its_depth() -> None:

@@ -234,6 +234,9 @@ def test_token_routing(tmp_path):
     expected = 1 - whole.flops(model.config, 16, delta_ratio=0.35) / whole.flops(model.config, 16)
     assert row["predicted"] == pytest.approx(expected) and 0 < expected < 1
     assert row["measured"] < 1 and row["wall_clock"] < 1
+    (shown,) = (each for each in summary_rows(report) if each["what"].endswith("0.35"))
+    assert list(shown) == ["what", "predicted", "measured", "wall clock", "target", "met"]
+    assert (shown["measured"], shown["wall clock"]) == (row["measured"], row["wall_clock"])
 
 
 def test_delta_parts(tmp_path):
