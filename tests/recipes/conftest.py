@@ -20,6 +20,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "modeling"))
 
 
+@pytest.fixture(autouse=True)
+def kept_memory(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Count the calls that would change the allocator of the process for all tests after it."""
+    calls: list[bool] = []
+    monkeypatch.setattr(
+        "nestling.recipes.steady_memory.keep_freed_memory", lambda: calls.append(True)
+    )
+    return calls
+
+
 def make_evaluation(shift: float = 0.0, seed: int = 0) -> dict[str, Any]:
     config = DeltaEncoderConfig(
         vocab_size=256,

@@ -118,7 +118,7 @@ def test_list_names_every_recipe_and_family(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_train_hands_over_the_recipe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kept_memory: list[bool]
 ) -> None:
     calls: list[tuple[DeltaEncoderRecipe, bool]] = []
 
@@ -136,6 +136,7 @@ def test_train_hands_over_the_recipe(
     assert (recipe.model.hidden_size, recipe.output_dir, resume) == (32, "here", True)
     shown = capsys.readouterr().out
     assert "0.5:2:2" in shown and "here/model" in shown
+    assert kept_memory == [True]  # a step frees and takes the same blocks over and over
 
 
 def test_prepare_hands_over_the_recipe(

@@ -71,7 +71,11 @@ def test_rules_of_the_study(method: str, tmp_path: Path, tiny_tokenizer: Any) ->
 @pytest.mark.parametrize("name", ABLATION_CHANGES)
 def test_changes_of_the_study(name: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     recipe = load_recipe([*SMALL, *ABLATION_CHANGES[name], f"output_dir={tmp_path}"])
-    assert dead_parameters(plus_trainer(recipe, tiny_tokenizer)) == set()
+    if not recipe.training.three_phase:
+        assert dead_parameters(plus_trainer(recipe, tiny_tokenizer)) == set()
+        return
+    for phase in PHASES:
+        live_but_for_the_preview(plus_trainer(recipe, tiny_tokenizer), phase)
 
 
 def test_the_share_of_the_largest_budget_reaches_the_trainer(
@@ -111,9 +115,11 @@ def test_plain_recipes_at_small_sizes(name: str, tmp_path: Path, tiny_tokenizer:
 def live_but_for_the_preview(trainer: DeltaEncoderTrainer, phase: str) -> None:
     """All parts have a gradient in the phase; packing routes nothing."""
     dead = dead_parameters(trainer, begin=PHASES[phase][0])
+    config = trainer.model.config
     names = [name for name, _ in trainer.model.named_parameters()]
     preview = {name for name in names if ".preview." in name}
-    assert len(preview) == 4 and any(".deltas." in name for name in names)
+    assert len(preview) == (4 if config.token_routing else 0)
+    assert any(".deltas." in name for name in names) == (config.delta_kind != "dense")
     assert dead == (preview if phase == "packing" else set())
 
 
