@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from delta_models import lively_model
+from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR
 from nestling.hub_cards.complete_folder import ExportError, read_json
 from nestling.hub_cards.delta_pack import (
     atom_tensors,
@@ -204,6 +206,10 @@ def test_models_without_a_delta_are_refused(
     assert "--delta-pack is for a delta_encoder, not ddl; drop it" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < TRANSFORMERS_FLOOR,
+    reason="Deep Delta Learning decoders need transformers >= 5.17",
+)
 def test_a_decoder_has_no_delta(pack: Path, tmp_path: Path) -> None:
     family = FAMILIES["ddl"]
     decoder = resolve(family.auto_classes["AutoModelForCausalLM"])
