@@ -275,6 +275,12 @@ def training_arguments(recipe: DdlRecipe, resuming: bool = False) -> NestlingTra
     device = "cpu" if shared["use_cpu"] else "accelerator"
     if section.torch_compile:
         shared["torch_compile"] = compiles(device)
+        if shared["torch_compile"] and recipe.model.rebuild_state and recipe.model.variant == "ddl":
+            logger.warning(
+                "model.rebuild_state=true does nothing for the vector state of variant ddl in "
+                "compiled code, where the norms keep it anyway; set training.torch_compile=false "
+                "to rebuild it"
+            )
     if section.warmup_steps is not None:
         shared.update(warmup_steps=section.warmup_steps, lr_warmup_ratio=0.0)
     return NestlingTrainingArguments(

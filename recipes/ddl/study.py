@@ -124,7 +124,7 @@ def write_times(study: Study, methods: Sequence[str], rounds: int) -> None:
         UsageError: if the times there are those of another recipe.
     """
     path = study.folder / TIMES_FILE
-    wanted = list(dict.fromkeys([BASELINE, *(name for name in methods if "@" not in name)]))
+    wanted = dict.fromkeys([BASELINE, *(name for name in methods if "@" not in name)])
     asked = sorted(word for word in study.arguments if "path" not in word)
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
@@ -135,6 +135,8 @@ def write_times(study: Study, methods: Sequence[str], rounds: int) -> None:
             )
         if set(wanted) <= set(there["methods"]):
             return
+        # Ratios hold between methods that were timed in turns: all of them once more.
+        wanted |= dict.fromkeys(there["methods"])
     study.folder.mkdir(parents=True, exist_ok=True)
     recipes = {name: study.recipe(name, 0) for name in wanted}
     prepare_streams(next(iter(recipes.values())).data)

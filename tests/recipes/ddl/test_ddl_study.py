@@ -160,3 +160,21 @@ def test_times_of_another_recipe_are_refused(finished: Study) -> None:
     other = Study((*finished.arguments, "training.batch_size=3"), finished.folder)
     with pytest.raises(UsageError, match="timed the steps of another recipe"):
         write_times(other, ["baseline"], rounds=1)
+
+
+def test_methods_that_come_later_are_timed_with_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[set[str]] = []
+
+    def measure(recipes: Any, rounds: int) -> dict[str, Any]:
+        timed.append(set(recipes))
+        return {"methods": {name: {"ratio": 1.0} for name in recipes}}
+
+    monkeypatch.setattr(study_module, "measure_step_times", measure)
+    monkeypatch.setattr(study_module, "prepare_streams", lambda data: None)
+    study = Study(SMALL, tmp_path)
+    write_times(study, ["ddl", "baseline@1.25"], rounds=1)
+    write_times(study, ["ddl-cc"], rounds=1)
+    write_times(study, ["ddl", "ddl-cc"], rounds=1)
+    assert timed == [{"baseline", "ddl"}, {"baseline", "ddl", "ddl-cc"}]
