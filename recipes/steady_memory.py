@@ -7,6 +7,7 @@ same blocks over and over, so a run on a processor keeps them; so do timings.
 """
 
 import ctypes
+from collections.abc import Callable
 
 # Parameters of mallopt in malloc.h: never map blocks, never shrink the heap.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -19,11 +20,17 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether there is an allocator that understood; others are left as they are.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return False
-    return all(
+    mallopt = find_mallopt()
+    return mallopt is not None and all(
         mallopt(parameter, value) == 1
         for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT))
     )
+
+
+def find_mallopt() -> Callable[[int, int], int] | None:
+    """Return what sets options of the allocator of this process, or None where nothing does."""
+    try:
+        mallopt: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return None
+    return mallopt

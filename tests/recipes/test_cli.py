@@ -12,6 +12,7 @@ from nestling.recipes import cli
 from nestling.recipes.cli_errors import GateError
 from nestling.recipes.console import show_rows
 from nestling.recipes.recipe_schema import DeltaEncoderRecipe
+from nestling.recipes.steady_memory import LARGEST_INT, M_MMAP_MAX, M_TRIM_THRESHOLD
 
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "datasets")
 RUN_AND_REPORT = """
@@ -118,7 +119,9 @@ def test_list_names_every_recipe_and_family(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_train_hands_over_the_recipe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kept_memory: list[bool]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kept_memory: list[tuple[int, int]],
 ) -> None:
     calls: list[tuple[DeltaEncoderRecipe, bool]] = []
 
@@ -136,7 +139,8 @@ def test_train_hands_over_the_recipe(
     assert (recipe.model.hidden_size, recipe.output_dir, resume) == (32, "here", True)
     shown = capsys.readouterr().out
     assert "0.5:2:2" in shown and "here/model" in shown
-    assert kept_memory == [True]  # a step frees and takes the same blocks over and over
+    # A step frees and takes the same blocks over and over.
+    assert kept_memory == [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT)]
 
 
 def test_prepare_hands_over_the_recipe(
