@@ -7,9 +7,11 @@ backwards: each function here also returns a carrier, a tensor that is never rea
 back as the "gradient" of a carrier is the state itself. The states of all blocks but the last need
 no memory.
 
-Every carrier goes to one function exactly, so nothing is ever added to a state on its way.
+Every carrier goes to one function exactly, so nothing is ever added to a state on its way. Value
+channels travel one by one: nothing here mixes them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,41 +21,57 @@ from .token_sums import sum_over_tokens
 
 
 class CarriedState:
-    """The carrier of one pass, from the first block to the last.
+    """The carriers of one pass, from the first block to the last.
 
     Args:
-        state: (batch, tokens, d_v, d), that the first block begins with.
+        state: d_v tensors (batch, tokens, d), that the first block begins with.
         blocks: how many blocks the pass runs.
     """
 
-    def __init__(self, state: Tensor, blocks: int) -> None:
-        self.carrier: Tensor = _Begin.apply(state)
+    def __init__(self, state: Sequence[Tensor], blocks: int) -> None:
+        self.carriers: list[Tensor] = [_Begin.apply(channel) for channel in state]
         self.blocks = blocks
 
-    def read(self, state: Tensor, weights: Tensor) -> Tensor:
-        """Read by channels, ``sum_j w_j[i] X_j[i]``, (..., d_v, d) by (d_v, d) to (..., d)."""
-        read, self.carrier = _Read.apply(state, self.carrier, weights)
-        return read
+    def read(self, state: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """Read by channels, ``sum_j w_j[i] X_j[i]``, to (..., d).
 
-    def along(self, state: Tensor, raw: Tensor) -> Tensor:
-        """Return ``X h``, (..., d_v, d) by (..., d) to (..., d_v)."""
-        along, self.carrier = _Along.apply(state, self.carrier, raw)
-        return along
+        Args:
+            state: d_v tensors (..., d).
+            weights: d_v rows (d).
+        """
+        first, *others = self._each(_Read, state, weights)
+        return sum(others, start=first)
 
-    def rewritten(self, state: Tensor, *changes: Tensor) -> Tensor:
+    def along(self, state: Sequence[Tensor], raw: Tensor) -> tuple[Tensor, ...]:
+        """Return ``X h``, d_v tensors (..., 1), of a state and h (..., d)."""
+        return self._each(_Along, state, [raw] * len(state))
+
+    def rewritten(
+        self, state: Sequence[Tensor], *rewrites: tuple[Tensor, Sequence[Tensor]]
+    ) -> tuple[Tensor, ...]:
         """Return the state after a block: ``X + sum a h^T`` of its rewrites.
 
         Args:
-            state: (..., d_v, d).
-            *changes: h (..., d) and a (..., d_v) of each rewrite, one after the other.
+            state: d_v tensors (..., d).
+            *rewrites: h (..., d) and d_v steps (..., 1) of each, one after the other.
         """
         self.blocks -= 1
-        updated, self.carrier = _Rewritten.apply(state, self.carrier, self.blocks == 0, *changes)
-        return updated
+        is_last = [self.blocks == 0] * len(state)
+        changes = [part for raw, steps in rewrites for part in ([raw] * len(state), steps)]
+        return self._each(_Rewritten, state, is_last, *changes)
+
+    def _each(
+        self, function: Any, state: Sequence[Tensor], *arguments: Sequence[Any]
+    ) -> tuple[Tensor, ...]:
+        """Apply a function to every channel and its carrier, and keep the new carriers."""
+        calls = zip(state, self.carriers, *arguments, strict=True)
+        results, carriers = zip(*(function.apply(*call) for call in calls), strict=True)
+        self.carriers = list(carriers)
+        return tuple(results)
 
 
 def _carrier(state: Tensor) -> Tensor:
-    """Return a tensor of the shape of a state that takes no memory."""
+    """Return a tensor of the shape of a channel that takes no memory."""
     return state.new_zeros(()).expand_as(state)
 
 
@@ -69,17 +87,15 @@ class _Begin(torch.autograd.Function):
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, state: Tensor, carrier: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, state: Tensor, carrier: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(weights)
-        return (state * weights).sum(-2), _carrier(state)
+        return state * weights, _carrier(state)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradient, state = gradients[0].unsqueeze(-2), gradients[1]
+        gradient, state = gradients
         (weights,) = ctx.saved_tensors
-        d_weights = sum_over_tokens((gradient * state).flatten(0, -3), True)
+        d_weights = sum_over_tokens((gradient * state).flatten(0, -2), True)
         return (gradient * weights).to(state.dtype), state, d_weights.to(weights.dtype)
 
 
@@ -87,14 +103,13 @@ class _Along(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, state: Tensor, carrier: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(raw)
-        return (state * raw.unsqueeze(-2)).sum(-1), _carrier(state)
+        return (state * raw).sum(-1, keepdim=True), _carrier(state)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradient, state = gradients[0].unsqueeze(-1), gradients[1]
+        gradient, state = gradients
         (raw,) = ctx.saved_tensors
-        d_state = gradient * raw.unsqueeze(-2)
-        return d_state.to(state.dtype), state, (gradient * state).sum(-2).to(raw.dtype)
+        return (gradient * raw).to(state.dtype), state, (gradient * state).to(raw.dtype)
 
 
 class _Rewritten(torch.autograd.Function):
@@ -119,16 +134,15 @@ class _Rewritten(torch.autograd.Function):
         d_changes = []
         for raw, step in zip(changes[::2], changes[1::2], strict=True):
             d_changes += [
-                (gradient * step.unsqueeze(-1)).sum(-2).to(raw.dtype),
-                (gradient * raw.unsqueeze(-2)).sum(-1).to(step.dtype),
+                (gradient * step).to(raw.dtype),
+                (gradient * raw).sum(-1, keepdim=True).to(step.dtype),
             ]
         return gradient, before, None, *d_changes
 
 
-def _sum_of(changes: Any, sign: float = 1.0) -> Tensor:
-    """Return what rewrites add to a state, or minus that."""
-    terms = [
-        (sign * step).unsqueeze(-1) * raw.unsqueeze(-2)
-        for raw, step in zip(changes[::2], changes[1::2], strict=True)
-    ]
-    return sum(terms[1:], start=terms[0])
+def _sum_of(changes: Sequence[Tensor], sign: float = 1.0) -> Tensor:
+    """Return what rewrites add to a channel, or minus that."""
+    first, *others = (
+        (sign * step) * raw for raw, step in zip(changes[::2], changes[1::2], strict=True)
+    )
+    return sum(others, start=first)

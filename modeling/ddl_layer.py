@@ -12,11 +12,11 @@ from ..configuration.configuration_ddl import DdlConfig
 from .carried_state import CarriedState
 from .ddl_cache_slots import ATTENTION_SLOT, MLP_SLOT
 from .ddl_sublayers import DdlAttention, GatedMlp, RmsNorm
-from .deferred_rewrite import read_after, with_rewrites
+from .deferred_rewrite import Channels, changed_columns, read_columns, with_rewrites
 from .delta_gates import DeltaUpdate, Update
-from .delta_residual import StateTape, read_channels
+from .delta_residual import StateTape
 from .hyper_connections import Connection, HyperConnection, read_streams, write_streams
-from .state_reading import ChannelRead, ConvHistory, TokenRead, budget_rows
+from .state_reading import ChannelRead, ConvHistory, TokenRead
 
 # Updates that treat all value channels alike at the start; hyper-connections read by themselves.
 ALIKE_UPDATES = ("additive", "erase_only")
@@ -122,7 +122,7 @@ class DdlLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        state: Tensor,
+        state: Any,
         tables: tuple[Tensor, Tensor],
         attention_mask: Any = None,
         first_value: Tensor | None = None,
@@ -132,11 +132,11 @@ class DdlLayer(GradientCheckpointingLayer):
         notes: list[Update] | None = None,
         carried: CarriedState | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
         """Run the block.
 
         Args:
-            state: (batch, tokens, v, d).
+            state: (batch, tokens, v, d), or v tensors (batch, tokens, d) where the layer `defers`.
             tables: cosine and sine of the positions.
             attention_mask: as the attention function wants it.
             first_value: attention values of the first layer, where later ones take part of them.
@@ -154,12 +154,12 @@ class DdlLayer(GradientCheckpointingLayer):
         def history(slot: int) -> ConvHistory:
             return ConvHistory(past_key_values, self.layer_idx, slot, is_real)
 
-        if tape is None and notes is None and self.defers():
+        if isinstance(state, tuple) and self.read is not None:
             attend = partial(
                 self.attention, tables=tables, attention_mask=attention_mask,
                 first_value=first_value, past_key_values=past_key_values, **kwargs,
             )  # fmt: skip
-            return self._in_one_pass(state, attend, carried)
+            return self._in_one_pass(state, attend, history(ATTENTION_SLOT), carried)
         update = self.attention_update
         read, connection = self._read(update, state, history(ATTENTION_SLOT), tape)
         context = self.attention_norm(read)
@@ -181,40 +181,35 @@ class DdlLayer(GradientCheckpointingLayer):
         return state, weights, first_value
 
     def defers(self) -> bool:
-        """Whether both rewrites are done in one pass: in compiled code, where passes count."""
+        """Whether a state comes a tensor a value channel: in compiled code, of delta updates."""
         update = self.attention_update
-        return (
-            isinstance(self.read, ChannelRead)
-            and isinstance(update, DeltaUpdate)
-            and update.defers()
-        )
+        return isinstance(update, DeltaUpdate) and update.defers()
 
     def _in_one_pass(
         self,
-        state: Tensor,
+        state: Channels,
         attend: Callable[[Tensor], tuple[Tensor, Any, Any]],
+        history: ConvHistory,
         carried: CarriedState | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Do as `forward`, with the state written once."""
+    ) -> tuple[Channels, Tensor | None, Tensor | None]:
+        """Do as `forward`, with the matrix state written once."""
         attention_update: Any = self.attention_update
         mlp_update: Any = self.mlp_update
-        channels: Any = self.read
-        read_weights = budget_rows(channels.weight, state.shape[-2])
-        if carried is None:
-            read = read_channels(state, read_weights)
-        else:
-            read = carried.read(state, read_weights)
+        reader: Any = self.read
+        weights = reader.columns(len(state))
+        read = reader.join(read_columns(state, weights, carried), history)
         context = self.attention_norm(read)
-        output, weights, first_value = attend(context)
+        output, attention_weights, first_value = attend(context)
         first = attention_update.deferred(state, output, context, read, carried=carried)
-        read = read_after(read, read_weights, first)
+        change = reader.join(changed_columns(first, weights), history)
+        read = (read + change).to(read.dtype)
         context = self.mlp_norm(read)
         second = mlp_update.deferred(state, self.mlp(context), context, read, first, carried)
         state = with_rewrites(state, first, second, carried=carried)
-        return state, weights, first_value
+        return state, attention_weights, first_value
 
     def _read(
-        self, update: nn.Module, state: Tensor, history: ConvHistory, tape: StateTape | None
+        self, update: nn.Module, state: Any, history: ConvHistory, tape: StateTape | None
     ) -> tuple[Tensor, Connection | None]:
         """Return what a sublayer reads, and how it is connected to streams if it is."""
         if isinstance(update, HyperConnection):
@@ -224,9 +219,21 @@ class DdlLayer(GradientCheckpointingLayer):
 
 
 def read_state(
-    read: nn.Module | None, state: Tensor, history: ConvHistory, tape: StateTape | None = None
+    read: Any, state: Tensor | Channels, history: ConvHistory, tape: StateTape | None = None
 ) -> Tensor:
-    """Read (batch, tokens, v, d) to (batch, tokens, d); a vector state is read as it is."""
+    """Read a state to (batch, tokens, d); a vector state is read as it is.
+
+    Args:
+        read: from `state_read`.
+        state: (batch, tokens, v, d), or v tensors (batch, tokens, d).
+        history: of the convolution.
+        tape: keeps the state where states are rebuilt.
+    """
+    if isinstance(state, tuple):
+        if read is None:
+            return state[0]
+        joined: Tensor = read.join(read_columns(state, read.columns(len(state))), history)
+        return joined
     if read is None:
         return state.squeeze(-2)
     result: Tensor = read(state, history, tape)

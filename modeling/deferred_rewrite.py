@@ -11,16 +11,22 @@ both follow from the state before and (h, a)::
 
 so X' need not exist: the state is written once a block, and as much less is kept and fetched in the
 backward pass. Equal to `delta_residual.rewrite` up to rounding.
+
+A state is a tensor for each value channel here. Then all that happens to a token is one loop over
+its d channels, and a compiler fuses the sums, the rewrite and the next read into one pass.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .carried_state import CarriedState
 from .delta_residual import at_least_fp32
-from .token_sums import sum_over_tokens
+from .token_sums import weighed
+
+# d_v tensors, each (batch, tokens, d).
+Channels = tuple[Tensor, ...]
 
 
 class Deferred(NamedTuple):
@@ -28,22 +34,17 @@ class Deferred(NamedTuple):
 
     Attributes:
         raw: (batch, tokens, d), h in fp32 or fp64.
-        step: (batch, tokens, d_v), a.
+        steps: d_v tensors (batch, tokens, 1), a.
     """
 
     raw: Tensor
-    step: Tensor
-
-    @property
-    def change(self) -> Tensor:
-        """What it adds to the state, (batch, tokens, d_v, d)."""
-        return self.step.unsqueeze(-1) * self.raw.unsqueeze(-2)
+    steps: tuple[Tensor, ...]
 
 
 def defer_rewrite(
-    state: Tensor,
+    state: Channels,
     raw: Tensor,
-    value: Tensor,
+    value: Sequence[Tensor],
     beta: Tensor,
     eps: float,
     earlier: Deferred | None = None,
@@ -52,9 +53,9 @@ def defer_rewrite(
     """Return the rewrite of a state, or of the state after an earlier one that is not in it yet.
 
     Args:
-        state: (batch, tokens, d_v, d).
+        state: d_v tensors (batch, tokens, d).
         raw: (batch, tokens, d), what the sublayer gives.
-        value: (batch, tokens, d_v).
+        value: d_v tensors (batch, tokens, 1).
         beta: (batch, tokens, 1).
         eps: guard of the direction, see `delta_residual.direction_of`.
         earlier: of the same state.
@@ -63,55 +64,61 @@ def defer_rewrite(
     raw = at_least_fp32(raw)
     scale = (raw.square().sum(-1, keepdim=True) + eps * eps).rsqrt()
     if carried is None:
-        along = (state * raw.unsqueeze(-2)).sum(-1)
+        along = tuple((channel * raw).sum(-1, keepdim=True) for channel in state)
     else:
         along = carried.along(state, raw)
     if earlier is not None:
-        along = along + earlier.step * (earlier.raw * raw).sum(-1, keepdim=True)
-    return Deferred(raw, scale * beta * (value - scale * along))
+        shared = (earlier.raw * raw).sum(-1, keepdim=True)
+        along = tuple(a + step * shared for a, step in zip(along, earlier.steps, strict=True))
+    strength = scale * beta
+    steps = (strength * (v - scale * a) for v, a in zip(value, along, strict=True))
+    return Deferred(raw, tuple(steps))
 
 
-def read_after(read: Tensor, weights: Tensor, rewrite: Deferred) -> Tensor:
-    """Return the read by channels of the state after a rewrite, from the read before it.
+def read_columns(
+    state: Channels, weights: Tensor, carried: CarriedState | None = None
+) -> list[Tensor]:
+    """Return ``sum_j w_j[i] X_j[i]`` for every column of a read, each (batch, tokens, d).
 
     Args:
-        read: (batch, tokens, d).
-        weights: (d_v, d) of that read.
-        rewrite: of the state that was read.
+        state: d_v tensors (batch, tokens, d).
+        weights: (columns, d_v, d).
+        carried: see `defer_rewrite`.
     """
-    gain: Tensor = _WeightedSteps.apply(rewrite.step, weights)
-    return (read + gain * rewrite.raw).to(read.dtype)
+    if carried is not None:
+        return [carried.read(state, column.unbind(0)) for column in weights.unbind(0)]
+    return [_weighed_sum(state, column) for column in weights.unbind(0)]
+
+
+def changed_columns(rewrite: Deferred, weights: Tensor) -> list[Tensor]:
+    """Return what a rewrite adds to the columns of a read, each (batch, tokens, d).
+
+    Args:
+        rewrite: of the state that was read.
+        weights: of that read, (columns, d_v, d).
+    """
+    return [_weighed_sum(rewrite.steps, column) * rewrite.raw for column in weights.unbind(0)]
 
 
 def with_rewrites(
-    state: Tensor, *rewrites: Deferred, carried: CarriedState | None = None
-) -> Tensor:
+    state: Channels, *rewrites: Deferred, carried: CarriedState | None = None
+) -> Channels:
     """Return the state after one or more rewrites, in its dtype.
 
     Args:
-        state: (batch, tokens, d_v, d).
+        state: d_v tensors (batch, tokens, d).
         *rewrites: of it.
         carried: see `defer_rewrite`.
     """
     if carried is not None:
-        return carried.rewritten(state, *(tensor for one in rewrites for tensor in one))
-    changed = state
-    for one in rewrites:
-        changed = changed + one.change
-    return changed.to(state.dtype)
+        return carried.rewritten(state, *rewrites)
+    changed = list(state)
+    for raw, steps in rewrites:
+        changed = [channel + step * raw for channel, step in zip(changed, steps, strict=True)]
+    return tuple(new.to(old.dtype) for new, old in zip(changed, state, strict=True))
 
 
-class _WeightedSteps(torch.autograd.Function):
-    """``sum_j w_j s_j``, (batch, tokens, d_v) by (d_v, d) to (batch, tokens, d)."""
-
-    @staticmethod
-    def forward(ctx: Any, step: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(step, weights)
-        return (step.unsqueeze(-1) * weights).sum(-2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        step, weights = ctx.saved_tensors
-        gradient = gradients[0].unsqueeze(-2)
-        d_weights = sum_over_tokens((gradient * step.unsqueeze(-1)).flatten(0, -3), True)
-        return (gradient * weights).sum(-1).to(step.dtype), d_weights.to(weights.dtype)
+def _weighed_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return ``sum_j w_j t_j`` for weights (d_v, d)."""
+    first, *others = (weighed(t, row) for t, row in zip(tensors, weights.unbind(0), strict=True))
+    return sum(others, start=first)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .carried_state import CarriedState
-from .deferred_rewrite import Deferred, defer_rewrite, with_rewrites
+from .deferred_rewrite import Channels, Deferred, defer_rewrite, with_rewrites
 from .delta_residual import StateTape, at_least_fp32, direction_of, rewrite, rewrite_on_tape
 from .nested_layers import NestedLinear
 from .token_sums import compiled_dots
@@ -75,7 +75,8 @@ class BetaLogit(WideLinear):
         if not torch.compiler.is_compiling():
             return super().forward(input)
         input = at_least_fp32(input)
-        return compiled_dots(input, self.weight.to(input.dtype)) + self.bias.to(input.dtype)
+        (logit,) = compiled_dots(input, self.weight.to(input.dtype))
+        return logit + self.bias.to(input.dtype)
 
     def reset(self) -> None:
         """Set the weights of a gate that gives ``beta_init`` to every token."""
@@ -89,11 +90,17 @@ class ValueMap(NestedLinear):
 
     def forward(self, input: Tensor, values: int) -> Tensor:  # type: ignore[override]
         """Map (..., d) to (..., values), in fp32 or fp64."""
-        if not (torch.compiler.is_compiling() and input.device.type == "cpu"):
-            return at_least_fp32(super().forward(input, values))
+        return at_least_fp32(super().forward(input, values))
+
+    def apart(self, input: Tensor, values: int) -> tuple[Tensor, ...]:
+        """Do as `forward`, for compiled code: a tensor (..., 1) a value channel."""
+        if input.device.type != "cpu":
+            return self(input, values).split(1, dim=-1)
         input = at_least_fp32(input)
-        value = compiled_dots(input, self.weight[:values].to(input.dtype))
-        return value if self.bias is None else value + self.bias[:values].to(input.dtype)
+        found = compiled_dots(input, self.weight[:values].to(input.dtype))
+        if self.bias is None:
+            return found
+        return tuple(v + b for v, b in zip(found, self.bias.to(input.dtype), strict=False))
 
 
 class BetaGate(nn.Module):
@@ -141,27 +148,28 @@ class DeltaUpdate(nn.Module):
 
     def forward(
         self,
-        state: Tensor,
+        state: Any,
         output: Tensor,
         context: Tensor,
         read: Tensor,
         tape: StateTape | None = None,
         notes: list[Update] | None = None,
-    ) -> Tensor:
+    ) -> Any:
         """Update the state.
 
         Args:
-            state: (batch, tokens, v, d).
+            state: (batch, tokens, v, d), or v tensors (batch, tokens, d) in compiled code.
             output: (batch, tokens, d) of the sublayer.
             context: (batch, tokens, d), its normed input.
             read: (batch, tokens, d), its input before the norm.
             tape: keeps the state where states are rebuilt.
             notes: receives what was done.
         """
-        if self.defers() and tape is None and notes is None:
+        if isinstance(state, tuple):
             return with_rewrites(state, self.deferred(state, output, context, read))
-        raw, value, beta = self._parts(output, context, read, state.shape[-2])
-        direction = direction_of(raw, self.eps)
+        beta = self._beta(context)
+        value = self._value(output, context, read, state.shape[-2])
+        direction = direction_of(self._raw(output, context), self.eps)
         if self.kind == "write_only":
             written = (beta * value).unsqueeze(-1) * direction.unsqueeze(-2)
             updated = (state + written).to(state.dtype)
@@ -179,7 +187,7 @@ class DeltaUpdate(nn.Module):
 
     def deferred(
         self,
-        state: Tensor,
+        state: Channels,
         output: Tensor,
         context: Tensor,
         read: Tensor,
@@ -189,25 +197,22 @@ class DeltaUpdate(nn.Module):
         """Return the update as a rewrite that is not in the state yet.
 
         Args:
-            state: see `forward`, as for the next three.
-            output: see there.
+            state: v tensors (batch, tokens, d).
+            output: see `forward`, as for the next two.
             context: see there.
             read: see there.
             earlier: a rewrite of the same state before this one.
             carried: see `defer_rewrite`.
         """
-        parts = self._parts(output, context, read, state.shape[-2])
-        return defer_rewrite(state, *parts, self.eps, earlier, carried)
-
-    def _parts(
-        self, output: Tensor, context: Tensor, read: Tensor, values: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what gives the direction, value and beta, of so many value channels."""
         # The products come first, so that a compiler can fuse all that follows on the state.
         beta = self._beta(context)
-        value = self._value(output, context, read, values)
-        raw = output if self.key is None else self.key(context)
-        return raw, value, beta
+        value = self._value_apart(output, context, read, len(state))
+        raw = self._raw(output, context)
+        return defer_rewrite(state, raw, value, beta, self.eps, earlier, carried)
+
+    def _raw(self, output: Tensor, context: Tensor) -> Tensor:
+        """Return what gives the direction, (batch, tokens, d)."""
+        return output if self.key is None else self.key(context)
 
     def _beta(self, context: Tensor) -> Tensor:
         if self.beta is None:
@@ -219,17 +224,28 @@ class DeltaUpdate(nn.Module):
     def _value(self, output: Tensor, context: Tensor, read: Tensor, values: int) -> Tensor:
         if self.value is None:
             return torch.zeros((*context.shape[:-1], values), device=context.device)
+        return self._activated(self.value(self._source_of(output, context, read), values))
+
+    def _value_apart(
+        self, output: Tensor, context: Tensor, read: Tensor, values: int
+    ) -> tuple[Tensor, ...]:
+        """Do as `_value`, a tensor (batch, tokens, 1) a value channel."""
+        if self.value is None:
+            return (torch.zeros((*context.shape[:-1], 1), device=context.device),) * values
+        found = self.value.apart(self._source_of(output, context, read), values)
+        return tuple(map(self._activated, found))
+
+    def _source_of(self, output: Tensor, context: Tensor, read: Tensor) -> Tensor:
         # Where the direction has a map of its own, the backbone gives the value.
         source = "backbone" if self.key is not None else self.source
-        inputs = {"context": context, "input": read, "backbone": output}[source]
-        value: Tensor = self.value(inputs, values)
+        return {"context": context, "input": read, "backbone": output}[source]
+
+    def _activated(self, value: Tensor) -> Tensor:
         return value if self.activation == "none" else self.scale * torch.sigmoid(value)
 
 
 @torch.no_grad()
-def _note(
-    state: Tensor, updated: Tensor, direction: Tensor, beta: Tensor, value: Tensor
-) -> Update:
+def _note(state: Tensor, updated: Tensor, direction: Tensor, beta: Tensor, value: Tensor) -> Update:
     before, after = (
         ((x.float() * direction.unsqueeze(-2)).sum(-1) - value).abs() for x in (state, updated)
     )

@@ -29,7 +29,7 @@ from .delta_residual import StateTape
 from .input_checks import is_traced, require_ids, require_whole_rows
 from .rotary_embedding import rotary_tables
 from .sliceable_ddl import DdlPreTrainedModel
-from .state_reading import ConvHistory, EmbeddingSpread
+from .state_reading import ConvHistory, EmbeddingSpread, channels_of, stacked, state_of
 
 
 class PassInputs(NamedTuple):
@@ -231,20 +231,24 @@ class DdlModel(DdlPreTrainedModel):
         An exit is read right after its layer: a tape holds the state of that moment only.
         """
         conv_cache = inputs.cache if self.config.conv_slots else None
-        state = self._first_state(inputs.embeds, values, conv_cache, inputs.is_real)
+        start = ConvHistory(conv_cache, 0, embedding_slot(self.config), inputs.is_real)
+        layer: Any = self.layers[0]
+        state: Any
         tape = carried = None
-        if self._rebuilds():
+        if notes is None and conv_cache is None and layer.defers():
+            state = channels_of(self.spread, inputs.embeds, values, start)
             # A tape is Python, which a compiler does not see; it sees where values go.
-            first: Any = self.layers[0]
-            if not is_traced():
-                tape = self._new_tape(state)
-            elif notes is None and first.defers():
+            if self._rebuilds() and layer.read is not None:
                 carried = CarriedState(state, max(depths))
+        else:
+            state = state_of(self.spread, inputs.embeds, values, start)
+            if self._rebuilds() and not is_traced():
+                tape = self._new_tape(state)
         first_value: Tensor | None = None
         found: dict[int, Tensor] = {}
         for depth, layer in enumerate(self.layers[: max(depths)], start=1):
             if collected is not None:
-                collected.append(state)
+                collected.append(stacked(state))
             state, weights, first_value = layer(
                 state,
                 inputs.tables,
@@ -298,16 +302,6 @@ class DdlModel(DdlPreTrainedModel):
         if self.config.conv_slots and given is not None:
             is_real = given[:, -embeds.shape[1] :]
         return mask, is_real
-
-    def _first_state(
-        self, embeds: Tensor, values: int, cache: Any, is_real: Tensor | None
-    ) -> Tensor:
-        """Return (batch, tokens, v, d): the embedding in every value channel, or spread."""
-        if self.spread is None:
-            return embeds.unsqueeze(-2).expand(-1, -1, values, -1)
-        history = ConvHistory(cache, 0, embedding_slot(self.config), is_real)
-        state: Tensor = self.spread(embeds, values, history)
-        return state
 
 
 class DdlForCausalLM(DdlPreTrainedModel, GenerationMixin):
@@ -364,9 +358,7 @@ class DdlForCausalLM(DdlPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if ``budgets`` comes with a cache or with what describes one budget.
         """
-        loss_kwargs = {
-            name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs
-        }
+        loss_kwargs = {name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs}
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

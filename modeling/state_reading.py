@@ -8,14 +8,17 @@ Source: Deep Delta Learning, https://arxiv.org/abs/2601.00417, section 3 (compre
 convolution or by channels, embedding convolution).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .deferred_rewrite import Channels
 from .delta_residual import StateTape, read_channels
 from .parameter_start import fill_start
+from .token_sums import weighed
 
 
 class ConvHistory:
@@ -97,7 +100,15 @@ class ChannelRead(nn.Module):
         self, state: Tensor, history: ConvHistory | None = None, tape: StateTape | None = None
     ) -> Tensor:
         """Read (batch, tokens, v, d) to (batch, tokens, d)."""
-        return read_channels(state, budget_rows(self.weight, state.shape[-2]), tape)
+        return read_channels(state, self.columns(state.shape[-2])[0], tape)
+
+    def columns(self, values: int) -> Tensor:
+        """Return the weights of the first value channels, (1, v, d): the present token alone."""
+        return budget_rows(self.weight, values)[None]
+
+    def join(self, reads: Sequence[Tensor], history: ConvHistory) -> Tensor:
+        """Return the read of its one column."""
+        return reads[0]
 
 
 class TokenRead(nn.Module):
@@ -143,16 +154,24 @@ class TokenRead(nn.Module):
         """
         if tape is not None:
             raise ValueError("rebuild_state does not go with a token convolution")
-        values, history = state.shape[-2], history or ConvHistory()
-        weight = present_plus(self.kernel_change, values) * budget_rows(self.weight, values)
+        history, weight = history or ConvHistory(), self.columns(state.shape[-2])
         if history.cache is not None:
             return self._read_on(history, state, weight)
-        # Reads are shifted, not the state, which is d_v times as large.
-        tokens = state.shape[1]
-        read = history.without_padding(read_channels(state, weight[0]))
-        for back, column in enumerate(weight[1:], start=1):
-            earlier = history.without_padding(read_channels(state, column))
-            read = read + F.pad(earlier, (0, 0, back, 0))[:, :tokens]
+        return self.join([read_channels(state, column) for column in weight], history)
+
+    def columns(self, values: int) -> Tensor:
+        """Return the weights of the first value channels, (kernel, v, d), the present one first."""
+        return present_plus(self.kernel_change, values) * budget_rows(self.weight, values)
+
+    def join(self, reads: Sequence[Tensor], history: ConvHistory) -> Tensor:
+        """Return the sum of the reads of all columns, each (batch, tokens, d), as it comes back.
+
+        Reads are shifted, not the state, which is d_v times as large.
+        """
+        read = history.without_padding(reads[0])
+        for back, earlier in enumerate(reads[1:], start=1):
+            shifted = F.pad(history.without_padding(earlier), (0, 0, back, 0))
+            read = read + shifted[:, : read.shape[1]]
         return read
 
     def _read_on(self, history: ConvHistory, state: Tensor, weight: Tensor) -> Tensor:
@@ -190,6 +209,40 @@ class EmbeddingSpread(nn.Module):
             first = back - column
             state = state + padded[:, first : first + tokens] * weight
         return state
+
+    def apart(self, embeds: Tensor, values: int, history: ConvHistory) -> Channels:
+        """Do as `forward`, for compiled code: a tensor (batch, tokens, d) a value channel."""
+        kernel = present_plus(self.kernel_change, values)
+        tokens, back = embeds.shape[1], len(kernel) - 1
+        padded = history.extend(embeds, back)
+        views = [padded[:, back - column : back - column + tokens] for column in range(back + 1)]
+        channels = []
+        for rows in kernel.unbind(1):
+            first, *others = (weighed(v, row) for v, row in zip(views, rows.unbind(0), strict=True))
+            channels.append(sum(others, start=first))
+        return tuple(channels)
+
+
+def state_of(
+    spread: EmbeddingSpread | None, embeds: Tensor, values: int, history: ConvHistory
+) -> Tensor:
+    """Return the first state (batch, tokens, v, d): the embedding in every channel, or spread."""
+    if spread is None:
+        return embeds.unsqueeze(-2).expand(-1, -1, values, -1)
+    state: Tensor = spread(embeds, values, history)
+    return state
+
+
+def channels_of(
+    spread: EmbeddingSpread | None, embeds: Tensor, values: int, history: ConvHistory
+) -> Channels:
+    """Do as `state_of`, for compiled code: a tensor (batch, tokens, d) a value channel."""
+    return (embeds,) * values if spread is None else spread.apart(embeds, values, history)
+
+
+def stacked(state: Tensor | Channels) -> Tensor:
+    """Return a state as (batch, tokens, v, d)."""
+    return torch.stack(state, dim=-2) if isinstance(state, tuple) else state
 
 
 def present_plus(change: Tensor, values: int) -> Tensor:

@@ -25,29 +25,45 @@ def sum_over_tokens(products: Tensor, is_compiled: bool) -> Tensor:
     return products.sum(0)
 
 
-class _Dots(torch.autograd.Function):
+class _Weighed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        return (inputs.unsqueeze(-2) * weight).sum(-1)
+        return inputs * weight
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         inputs, weight = ctx.saved_tensors
-        gradient = gradients[0].unsqueeze(-1)
-        products = (gradient * inputs.unsqueeze(-2)).flatten(0, -3)
-        return (gradient * weight).sum(-2), sum_over_tokens(products, True)
+        (gradient,) = gradients
+        d_weight = sum_over_tokens((gradient * inputs).flatten(0, -2), True)
+        d_inputs = gradient * weight
+        if inputs.shape[-1] != d_inputs.shape[-1]:
+            d_inputs = d_inputs.sum(-1, keepdim=True)
+        return d_inputs.to(inputs.dtype), d_weight.to(weight.dtype)
 
 
-def compiled_dots(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Return (..., d) by a few rows (n, d) to (..., n), for compiled code.
+def weighed(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Return ``inputs * weight`` for a weight that all tokens share, for compiled code.
 
-    A compiler fuses it with what computes the inputs, in fp32 without a copy of them in fp32; a
+    Args:
+        inputs: (..., d), or (..., 1) which every entry of the weight multiplies.
+        weight: (d).
+
+    Returns:
+        (..., d).
+    """
+    result: Tensor = _Weighed.apply(inputs, weight)
+    return result
+
+
+def compiled_dots(inputs: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    """Return the products of (..., d) with a few rows (n, d), each (..., 1), for compiled code.
+
+    A compiler fuses them with what computes the inputs, in fp32 without a copy of them in fp32; a
     matrix product would be a call of its own, three with its gradients, for next to no work.
 
     Args:
         inputs: in the dtype of the sums.
-        weight: in the same.
+        rows: in the same.
     """
-    result: Tensor = _Dots.apply(inputs, weight)
-    return result
+    return tuple(weighed(inputs, row).sum(-1, keepdim=True) for row in rows.unbind(0))

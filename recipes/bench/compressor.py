@@ -6,8 +6,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ...configuration.ddl_settings import VARIANTS
-from ...modeling.state_reading import ChannelRead, TokenRead
+from ...modeling.ddl_layer import read_state
+from ...modeling.state_reading import ChannelRead, ConvHistory, TokenRead
 from .bench_report import report, torch_threads
 from .case_measurement import measured_rows, share_rows, speed_ratio
 from .ddl_cases import (
@@ -20,6 +23,7 @@ from .ddl_cases import (
     DdlBenchSettings,
     call_of,
     call_of_module,
+    channels_of,
     named,
     seeded,
 )
@@ -148,4 +152,11 @@ def _prepare(
         if kind == "token"
         else ChannelRead(value_size, size)
     ).to(settings.place, dtype)
-    return call_of_module(module, module, state.requires_grad_(), direction, mode)
+    state.requires_grad_()
+    if mode == EAGER:
+        return call_of_module(module, module, state, direction, mode)
+
+    def read_apart(*channels: Tensor) -> Tensor:
+        return read_state(module, channels, ConvHistory())
+
+    return call_of_module(read_apart, module, channels_of(state), direction, mode)

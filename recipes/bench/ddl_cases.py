@@ -167,13 +167,16 @@ def half_precision(precision: str, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
+Given = Tensor | tuple[Tensor, ...]
+
+
 def call_of(
-    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], direction: str, mode: str
+    function: Callable[..., Given], inputs: tuple[Tensor, ...], direction: str, mode: str
 ) -> Action:
     """Return a call of a function of tensors: forward alone, or with the gradients of its inputs.
 
     Args:
-        function: tensors -> tensor.
+        function: tensors -> one tensor, or several.
         inputs: its arguments; those with requires_grad get a gradient.
         direction: one of `PASSES`.
         mode: eager or compiled.
@@ -182,26 +185,26 @@ def call_of(
     if direction == FORWARD:
         inputs = tuple(tensor.detach() for tensor in inputs)
 
-        def forward() -> Tensor:
+        def forward() -> Given:
             with torch.no_grad():
-                result: Tensor = run(*inputs)
+                result: Given = run(*inputs)
             return result
 
         return forward
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     with torch.no_grad():
-        gradient = torch.ones_like(function(*inputs))
+        gradients = tuple(map(torch.ones_like, as_tuple(function(*inputs))))
 
     def both() -> Any:
-        return torch.autograd.grad(run(*inputs), wanted, gradient)
+        return torch.autograd.grad(as_tuple(run(*inputs)), wanted, gradients)
 
     return both
 
 
 def call_of_module(
-    run: Callable[[Tensor], Tensor],
+    run: Callable[..., Given],
     module: torch.nn.Module,
-    state: Tensor,
+    state: Given,
     direction: str,
     mode: str,
 ) -> Action:
@@ -210,16 +213,33 @@ def call_of_module(
     Args:
         run: calls the module.
         module: whose weights get gradients.
-        state: what it is called on.
+        state: what it is called on, one tensor or several.
         direction: one of `PASSES`.
         mode: eager or compiled.
     """
+    given = as_tuple(state)
 
-    def with_weights(state: Tensor, *weights: Tensor) -> Tensor:
+    def with_weights(*tensors: Tensor) -> Given:
         # The weights are named only so that their gradients are asked for.
-        return run(state)
+        return run(*tensors[: len(given)])
 
-    return call_of(with_weights, (state, *module.parameters()), direction, mode)
+    return call_of(with_weights, (*given, *module.parameters()), direction, mode)
+
+
+def as_tuple(given: Given) -> tuple[Tensor, ...]:
+    """Return one or several tensors as several."""
+    return given if isinstance(given, tuple) else (given,)
+
+
+def channels_of(state: Tensor) -> tuple[Tensor, ...]:
+    """Return a state (..., d_v, d) as compiled models hold it: a tensor (..., d) a value channel.
+
+    Each is a tensor of its own, not a view, and gets a gradient if the state does.
+    """
+    return tuple(
+        channel.detach().clone().requires_grad_(state.requires_grad)
+        for channel in state.unbind(-2)
+    )
 
 
 def seeded(seed: int, place: torch.device) -> Callable[..., Tensor]:

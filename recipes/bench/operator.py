@@ -26,6 +26,7 @@ from .ddl_cases import (
     Case,
     DdlBenchSettings,
     call_of,
+    channels_of,
     named,
     seeded,
 )
@@ -157,14 +158,21 @@ def _prepare(
         inputs = (*inputs, draw(tokens, value_size), 2 * torch.sigmoid(draw(tokens, 1)))
     for tensor in inputs:
         tensor.requires_grad_()
+    if operation == OURS and mode == COMPILED:
+        return call_of(update_apart, (*inputs[1:], *channels_of(state)), direction, mode)
     return call_of(FUNCTIONS[operation], inputs, direction, mode)
 
 
 def delta_update(state: Tensor, output: Tensor, value: Tensor, beta: Tensor) -> Tensor:
     """Update (tokens, d_v, d) along the direction of a sublayer's output, as the models do."""
-    if torch.compiler.is_compiling():
-        return with_rewrites(state, defer_rewrite(state, output, value, beta, K_EPS))
     return rewrite(state, direction_of(output, K_EPS), value, beta)
+
+
+def update_apart(
+    output: Tensor, value: Tensor, beta: Tensor, *state: Tensor
+) -> tuple[Tensor, ...]:
+    """Do the same to d_v tensors (tokens, d), as compiled models do."""
+    return with_rewrites(state, defer_rewrite(state, output, value.split(1, -1), beta, K_EPS))
 
 
 def innermost_update(state: Tensor, output: Tensor, value: Tensor, beta: Tensor) -> Tensor:

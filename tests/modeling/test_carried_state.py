@@ -27,17 +27,20 @@ def chain(carried: bool) -> list[Tensor]:
     start, weights = normal(2, 3, 2, 5), normal(2, 5)
     raws, steps = [normal(2, 3, 5) for _ in range(4)], [normal(2, 3, 2) for _ in range(4)]
     state, seen = start, torch.zeros((), dtype=torch.float64)
-    carrier = CarriedState(state, blocks=2) if carried else None
+    channels = state.unbind(-2)
+    carrier = CarriedState(channels, blocks=2) if carried else None
     for block in range(2):
-        changes = [raws[2 * block], steps[2 * block], raws[2 * block + 1], steps[2 * block + 1]]
+        changes = [(raws[i], steps[i]) for i in (2 * block, 2 * block + 1)]
         if carrier is not None:
-            seen = seen + carrier.read(state, weights).sin().sum()
-            seen = seen + carrier.along(state, changes[0]).sin().sum()
-            state = carrier.rewritten(state, *changes)
+            seen = seen + carrier.read(channels, weights.unbind(0)).sin().sum()
+            seen = seen + sum(a.sin().sum() for a in carrier.along(channels, changes[0][0]))
+            apart = [(raw, step.split(1, dim=-1)) for raw, step in changes]
+            channels = carrier.rewritten(channels, *apart)
+            state = torch.stack(channels, dim=-2)
         else:
             seen = seen + (state * weights).sum(-2).sin().sum()
-            seen = seen + (state * changes[0].unsqueeze(-2)).sum(-1).sin().sum()
-            for raw, step in zip(changes[::2], changes[1::2], strict=True):
+            seen = seen + (state * changes[0][0].unsqueeze(-2)).sum(-1).sin().sum()
+            for raw, step in changes:
                 state = state + step.unsqueeze(-1) * raw.unsqueeze(-2)
     total = seen + state.cos().sum()
     inputs = [start, weights, *raws, *steps]
@@ -50,13 +53,12 @@ def test_gradients_are_those_of_plain_tensors() -> None:
 
 
 def compiled_step(model: DdlForCausalLM) -> tuple[list[Tensor], int]:
-    """Return loss and gradients of a compiled step, and how many whole states it kept."""
+    """Return loss and gradients of a compiled step, and how many tensors as a channel it kept."""
     ids, kept = tokens(), set()
-    values, size = model.config.d_value, model.config.hidden_size
-    state = torch.Size((*ids.shape, values, size))
+    channel = torch.Size((*ids.shape, model.config.hidden_size))
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.shape == state:
+        if tensor.shape == channel:
             kept.add(tensor.untyped_storage().data_ptr())
         return tensor
 
@@ -74,12 +76,18 @@ def compiled_step(model: DdlForCausalLM) -> tuple[list[Tensor], int]:
 
 
 @pytest.mark.parametrize("name", ["ddl-cc", "ddl-cc-ec"])
-def test_a_compiled_step_keeps_one_state(name: str) -> None:
-    found, kept = compiled_step(lively(name, rebuild_state=True).double().train())
-    expected, stored = compiled_step(lively(name, rebuild_state=False).double().train())
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-8)
-    assert kept == 1 < 3 <= stored  # three blocks
+def test_a_compiled_step_keeps_no_state_of_a_block(name: str) -> None:
+    stored: dict[tuple[bool, int], int] = {}
+    for blocks in (2, 3):
+        results = {}
+        for rebuilds in (True, False):
+            model = lively(name, rebuild_state=rebuilds, num_hidden_layers=blocks)
+            results[rebuilds], stored[rebuilds, blocks] = compiled_step(model.double().train())
+        for mine, theirs in zip(results[True], results[False], strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-8)
+    more, more_kept = (stored[rebuilds, 3] - stored[rebuilds, 2] for rebuilds in (True, False))
+    # One more block keeps what its sublayers need, and a state only where none is rebuilt.
+    assert more_kept - more == model.config.d_value
 
 
 @pytest.mark.parametrize("frozen", ["embeddings", "read", "layers.0", "layers.2"])

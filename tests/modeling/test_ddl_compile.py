@@ -9,6 +9,7 @@ from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR, DdlConf
 from nestling.configuration.ddl_settings import UPDATES, VARIANTS
 from nestling.modeling.modeling_ddl import DdlForCausalLM
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, transformers.__version__.split(".")[:2])) < TRANSFORMERS_FLOOR,
@@ -98,3 +99,43 @@ def test_gradients_equal_eager_ones_at_every_length(values: dict[str, Any]) -> N
         for mine, theirs in zip(found, wanted, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
     assert graphs <= 2  # divisible or not
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "baseline"])
+def test_all_that_a_pass_takes_and_gives_is_as_in_eager_code(variant: str) -> None:
+    """Padding, states between blocks, a smaller budget, and a cache that a prompt has filled."""
+    model = build(variant=variant).eval()
+    ids = tokens(8)
+    padded = torch.ones_like(ids)
+    padded[0, :3] = 0
+    budget = "2:1" if model.config.d_value > 1 else "1:1"
+
+    def everything(ids: Tensor, mask: Tensor) -> list[Tensor]:
+        output = model(ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+        smaller = model(ids, attention_mask=mask, use_cache=False, budget=budget)
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :5], attention_mask=mask[:, :5], past_key_values=cache)
+        rest = model(ids[:, 5:], attention_mask=mask, past_key_values=cache)
+        return [output.logits, *output.hidden_states, smaller.logits, rest.logits]
+
+    compiled = torch.compile(everything, backend="eager")
+    real = padded.bool()
+    for found, expected in zip(compiled(ids, padded), everything(ids, padded), strict=True):
+        assert found.shape == expected.shape
+        kept = real[:, -found.shape[1] :]
+        torch.testing.assert_close(found[kept], expected[kept], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["ddl-cc", "ddl-tokenconv"])
+def test_recomputed_blocks_give_the_same_gradients(variant: str) -> None:
+    """A state of several tensors passes through gradient checkpointing, too."""
+    gradients = []
+    for recomputes in (False, True):
+        torch._dynamo.reset()  # type: ignore[no-untyped-call]
+        model = build(variant=variant).train()
+        if recomputes:
+            model.gradient_checkpointing_enable()
+        loss = torch.compile(run, backend="aot_eager")(model, tokens(8))[1]
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)

@@ -6,10 +6,11 @@ import pytest
 import torch
 import transformers
 from ddl_models import MODELS, build, lively, tokens
-from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR, DdlConfig
+from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR
 from nestling.configuration.ddl_budget import DdlBudget
 from nestling.configuration.ddl_settings import MATRIX_UPDATES, UPDATES, VARIANTS
 from nestling.modeling.modeling_ddl import DdlForCausalLM, DdlModel
+from nestling.modeling.state_reading import ConvHistory, state_of
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -207,11 +208,7 @@ def test_save_and_load(tmp_path: Any) -> None:
 
 
 def test_the_first_state_is_no_copy_of_the_embedding() -> None:
-    config = DdlConfig(
-        vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        variant="ddl-cc", d_value=4,
-    )  # fmt: skip
     embeds = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(0))
-    state = DdlModel(config)._first_state(embeds, 4, None, None)
+    state = state_of(None, embeds, 4, ConvHistory())
     assert state.shape == (1, 3, 4, 16)
     assert state.stride(-2) == 0 and state.data_ptr() == embeds.data_ptr()

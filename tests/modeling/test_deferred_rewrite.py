@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from nestling.modeling.deferred_rewrite import defer_rewrite, read_after, with_rewrites
+from nestling.modeling.deferred_rewrite import (
+    changed_columns,
+    defer_rewrite,
+    read_columns,
+    with_rewrites,
+)
 from nestling.modeling.delta_residual import direction_of, rewrite
 from torch import Tensor
 
@@ -27,10 +32,16 @@ def in_two_passes(state: Tensor, weights: Tensor, *parts: Tensor) -> list[Tensor
 
 
 def in_one_pass(state: Tensor, weights: Tensor, *parts: Tensor) -> list[Tensor]:
-    first = defer_rewrite(state, *parts[:3], EPS)
-    read = read_after((state * weights).sum(-2), weights, first)
-    second = defer_rewrite(state, *parts[3:], EPS, earlier=first)
-    return [read, with_rewrites(state, first, second)]
+    channels, columns = state.unbind(-2), weights[None]
+    first, second = (
+        (raw, value.split(1, dim=-1), beta) for raw, value, beta in (parts[:3], parts[3:])
+    )
+    [before] = read_columns(channels, columns)
+    rewrite = defer_rewrite(channels, *first, EPS)
+    [change] = changed_columns(rewrite, columns)
+    read = (before + change).to(before.dtype)
+    later = defer_rewrite(channels, *second, EPS, earlier=rewrite)
+    return [read, torch.stack(with_rewrites(channels, rewrite, later), dim=-2)]
 
 
 @pytest.mark.parametrize("values", [1, 3])
@@ -55,8 +66,9 @@ def test_results_keep_the_dtype_of_the_state() -> None:
 def test_a_sublayer_that_gives_nothing_changes_nothing() -> None:
     state, _, raw, value, beta, *_ = draw(2)
     nothing = (0 * raw).detach().requires_grad_()
-    rewrite = defer_rewrite(state, nothing, value, beta, EPS)
-    updated = with_rewrites(state, rewrite)
+    channels = state.unbind(-2)
+    rewrite = defer_rewrite(channels, nothing, value.split(1, dim=-1), beta, EPS)
+    updated = torch.stack(with_rewrites(channels, rewrite), dim=-2)
     assert torch.equal(updated, state)
     gradients = torch.autograd.grad(updated.square().sum(), [state, nothing, value, beta])
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
