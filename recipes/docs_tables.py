@@ -86,6 +86,15 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
+def origin(result: Mapping[str, Any]) -> str:
+    """Return where and when the numbers of a table were measured."""
+    block = result["environment"]
+    machine = block["machine"]
+    cores = "1 processor" if machine["cpus"] == 1 else f"{machine['cpus']} processors"
+    commit = str(block["commit"] or "unknown")[:7]
+    return f"Measured {block['time'][:10]}, {machine['cpu']}, {cores}, commit {commit}."
+
+
 def render_page(text: str, root: Path) -> str:
     """Return a page with every marked table written anew.
 
@@ -98,7 +107,7 @@ def render_page(text: str, root: Path) -> str:
         if kind not in TABLES:
             raise ValueError(f"no table kind {kind!r} ({file}); the kinds are {', '.join(TABLES)}")
         content = json.loads((root / file).read_text(encoding="utf-8"))
-        return f"{head}\n{TABLES[kind](content)}\n{end}"
+        return f"{head}\n{TABLES[kind](content)}\n{origin(content)}\n\n{end}"
 
     return MARKED.sub(fill, text)
 

@@ -21,9 +21,16 @@ def test_tables_are_generated(page: Path) -> None:
 
 def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
     ratio = {"predicted": 2.5, "measured": 2.25, "target": 2.0, "met": True}
-    (tmp_path / "r.json").write_text(json.dumps({"summary": {"packing": ratio}}))
+    environment = {
+        "time": "2026-01-02T03:04:05+00:00", "commit": "0123456789",
+        "machine": {"cpu": "Some CPU", "cpus": 2},
+    }  # fmt: skip
+    content = {"summary": {"packing": ratio}, "environment": environment}
+    (tmp_path / "r.json").write_text(json.dumps(content))
     page = "<!-- table: bench r.json -->\n| old |\n<!-- end -->"
-    assert "| packing | 2.5 | 2.25 | 2 | yes |" in render_page(page, tmp_path)
+    found = render_page(page, tmp_path)
+    assert "| packing | 2.5 | 2.25 | 2 | yes |" in found
+    assert "Measured 2026-01-02, Some CPU, 2 processors, commit 0123456." in found
 
 
 def test_an_unknown_table_is_named(tmp_path: Path) -> None:
