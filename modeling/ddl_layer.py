@@ -12,7 +12,7 @@ from ..configuration.configuration_ddl import DdlConfig
 from .carried_state import CarriedState
 from .ddl_cache_slots import ATTENTION_SLOT, MLP_SLOT
 from .ddl_sublayers import DdlAttention, GatedMlp, RmsNorm
-from .deferred_rewrite import Channels, changed_columns, read_columns, with_rewrites
+from .deferred_rewrite import Channels, Deferred, changed_columns, read_columns, with_rewrites
 from .delta_gates import DeltaUpdate, Update
 from .delta_residual import StateTape
 from .hyper_connections import Connection, HyperConnection, read_streams, write_streams
@@ -65,6 +65,23 @@ class WeightedAddition(nn.Module):
         """Return the sum in the dtype of the state; see `DeltaUpdate.forward`."""
         gain = self.channel_gain[: state.shape[-2], None]
         return (state + gain * output.unsqueeze(-2)).to(state.dtype)
+
+    def defers(self) -> bool:
+        """See `DeltaUpdate.defers`."""
+        return torch.compiler.is_compiling()
+
+    def deferred(
+        self,
+        state: Channels,
+        output: Tensor,
+        context: Tensor,
+        read: Tensor,
+        earlier: Deferred | None = None,
+        carried: CarriedState | None = None,
+    ) -> Deferred:
+        """Return the sum as a change that is not in the state yet; see `DeltaUpdate.deferred`."""
+        gains = self.channel_gain[: len(state)].unbind(0)
+        return Deferred(output, tuple(gain.expand(*output.shape[:-1], 1) for gain in gains))
 
 
 def sublayer_update(config: DdlConfig, index: int) -> nn.Module:
@@ -181,9 +198,9 @@ class DdlLayer(GradientCheckpointingLayer):
         return state, weights, first_value
 
     def defers(self) -> bool:
-        """Whether a state comes a tensor a value channel: in compiled code, of delta updates."""
+        """Whether a state comes as a tensor a value channel: in compiled code, changed along h."""
         update = self.attention_update
-        return isinstance(update, DeltaUpdate) and update.defers()
+        return isinstance(update, DeltaUpdate | WeightedAddition) and update.defers()
 
     def _in_one_pass(
         self,

@@ -49,6 +49,7 @@ def defer_rewrite(
     eps: float,
     earlier: Deferred | None = None,
     carried: CarriedState | None = None,
+    erases: bool = True,
 ) -> Deferred:
     """Return the rewrite of a state, or of the state after an earlier one that is not in it yet.
 
@@ -60,9 +61,13 @@ def defer_rewrite(
         eps: guard of the direction, see `delta_residual.direction_of`.
         earlier: of the same state.
         carried: gives the state back in the backward pass, so that none is kept here.
+        erases: whether what the state holds along h is taken out; else ``a = r beta v``.
     """
     raw = at_least_fp32(raw)
     scale = (raw.square().sum(-1, keepdim=True) + eps * eps).rsqrt()
+    strength = scale * beta
+    if not erases:
+        return Deferred(raw, tuple(strength * v for v in value))
     if carried is None:
         along = tuple((channel * raw).sum(-1, keepdim=True) for channel in state)
     else:
@@ -70,7 +75,6 @@ def defer_rewrite(
     if earlier is not None:
         shared = (earlier.raw * raw).sum(-1, keepdim=True)
         along = tuple(a + step * shared for a, step in zip(along, earlier.steps, strict=True))
-    strength = scale * beta
     steps = (strength * (v - scale * a) for v, a in zip(value, along, strict=True))
     return Deferred(raw, tuple(steps))
 

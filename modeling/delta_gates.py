@@ -183,7 +183,7 @@ class DeltaUpdate(nn.Module):
 
     def defers(self) -> bool:
         """Whether rewrites are done as compiled code does them best."""
-        return torch.compiler.is_compiling() and self.kind != "write_only"
+        return torch.compiler.is_compiling()
 
     def deferred(
         self,
@@ -208,7 +208,8 @@ class DeltaUpdate(nn.Module):
         beta = self._beta(context)
         value = self._value_apart(output, context, read, len(state))
         raw = self._raw(output, context)
-        return defer_rewrite(state, raw, value, beta, self.eps, earlier, carried)
+        erases = self.kind != "write_only"
+        return defer_rewrite(state, raw, value, beta, self.eps, earlier, carried, erases)
 
     def _raw(self, output: Tensor, context: Tensor) -> Tensor:
         """Return what gives the direction, (batch, tokens, d)."""

@@ -77,10 +77,10 @@ def test_a_decoder_is_one_graph(values: dict[str, Any], training: bool) -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("values", [{"variant": "ddl-ec"}, {"variant": "ddl-cc"}])
-def test_gradients_equal_eager_ones_at_every_length(values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["ddl-ec", "ddl-cc", "additive", "write_only"])
+def test_gradients_equal_eager_ones_at_every_length(name: str) -> None:
     """Lengths with and without whole groups of neighbours; no graph of its own for each."""
-    model = build(**values).train()
+    model = build(**CASES[name]).train()
     parameters = list(model.parameters())
     graphs = 0
 
