@@ -153,7 +153,7 @@ class DdlLayer(GradientCheckpointingLayer):
         """Run the block.
 
         Args:
-            state: (batch, tokens, v, d), or v tensors (batch, tokens, d) where the layer `defers`.
+            state: (batch, tokens, v, d), or v tensors (batch, tokens, d) if the layer `defers`.
             tables: cosine and sine of the positions.
             attention_mask: as the attention function wants it.
             first_value: attention values of the first layer, where later ones take part of them.
@@ -198,7 +198,7 @@ class DdlLayer(GradientCheckpointingLayer):
         return state, weights, first_value
 
     def defers(self) -> bool:
-        """Whether a state comes as a tensor a value channel: in compiled code, changed along h."""
+        """Whether a state may come as a tensor a value channel: compiled, and changed along h."""
         update = self.attention_update
         return isinstance(update, DeltaUpdate | WeightedAddition) and update.defers()
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .carried_state import CarriedState
 from .delta_residual import at_least_fp32
-from .token_sums import weighed
+from .token_sums import weighed_sum
 
 # d_v tensors, each (batch, tokens, d).
 Channels = tuple[Tensor, ...]
@@ -33,7 +33,7 @@ class Deferred(NamedTuple):
     """A rewrite that is not in the state yet.
 
     Attributes:
-        raw: (batch, tokens, d), h in fp32 or fp64.
+        raw: (batch, tokens, d), h.
         steps: d_v tensors (batch, tokens, 1), a.
     """
 
@@ -91,7 +91,7 @@ def read_columns(
     """
     if carried is not None:
         return [carried.read(state, column.unbind(0)) for column in weights.unbind(0)]
-    return [_weighed_sum(state, column) for column in weights.unbind(0)]
+    return [weighed_sum(state, column) for column in weights.unbind(0)]
 
 
 def changed_columns(rewrite: Deferred, weights: Tensor) -> list[Tensor]:
@@ -101,7 +101,7 @@ def changed_columns(rewrite: Deferred, weights: Tensor) -> list[Tensor]:
         rewrite: of the state that was read.
         weights: of that read, (columns, d_v, d).
     """
-    return [_weighed_sum(rewrite.steps, column) * rewrite.raw for column in weights.unbind(0)]
+    return [weighed_sum(rewrite.steps, column) * rewrite.raw for column in weights.unbind(0)]
 
 
 def with_rewrites(
@@ -120,9 +120,3 @@ def with_rewrites(
     for raw, steps in rewrites:
         changed = [channel + step * raw for channel, step in zip(changed, steps, strict=True)]
     return tuple(new.to(old.dtype) for new, old in zip(changed, state, strict=True))
-
-
-def _weighed_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return ``sum_j w_j t_j`` for weights (d_v, d)."""
-    first, *others = (weighed(t, row) for t, row in zip(tensors, weights.unbind(0), strict=True))
-    return sum(others, start=first)

@@ -233,7 +233,12 @@ class DeltaUpdate(nn.Module):
         """Do as `_value`, a tensor (batch, tokens, 1) a value channel."""
         if self.value is None:
             return (torch.zeros((*context.shape[:-1], 1), device=context.device),) * values
-        found = self.value.apart(self._source_of(output, context, read), values)
+        source = self._source_of(output, context, read)
+        if isinstance(self.value, ValueMap):
+            found = self.value.apart(source, values)
+        else:
+            # An adapter around it.
+            found = self.value(source, values).split(1, dim=-1)
         return tuple(map(self._activated, found))
 
     def _source_of(self, output: Tensor, context: Tensor, read: Tensor) -> Tensor:

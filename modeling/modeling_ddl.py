@@ -235,7 +235,9 @@ class DdlModel(DdlPreTrainedModel):
         layer: Any = self.layers[0]
         state: Any
         tape = carried = None
-        if notes is None and conv_cache is None and layer.defers():
+        # The reads of a token convolution keep columns of the whole state in a cache.
+        keeps_columns = conv_cache is not None and self.config.compression == "token"
+        if notes is None and not keeps_columns and layer.defers():
             state = channels_of(self.spread, inputs.embeds, values, start)
             # A tape is Python, which a compiler does not see; it sees where values go.
             if self._rebuilds() and layer.read is not None:

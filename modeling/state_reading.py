@@ -1,8 +1,9 @@
 """From the matrix state to what a sublayer reads, and from the embedding to the first state.
 
 The state is stored value channels first, (batch, tokens, d_v, d), because products over contiguous
-channels are several times faster than over strided ones. Every map here starts as an identity: at
-initialisation the first sublayer reads exactly the embedding.
+channels are several times faster than over strided ones; compiled code holds a tensor a value
+channel, see `deferred_rewrite`. Every map here starts as an identity: at initialisation the first
+sublayer reads exactly the embedding.
 
 Source: Deep Delta Learning, https://arxiv.org/abs/2601.00417, section 3 (compression by a token
 convolution or by channels, embedding convolution).
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from .deferred_rewrite import Channels
 from .delta_residual import StateTape, read_channels
 from .parameter_start import fill_start
-from .token_sums import weighed
+from .token_sums import weighed_sum
 
 
 class ConvHistory:
@@ -216,11 +217,7 @@ class EmbeddingSpread(nn.Module):
         tokens, back = embeds.shape[1], len(kernel) - 1
         padded = history.extend(embeds, back)
         views = [padded[:, back - column : back - column + tokens] for column in range(back + 1)]
-        channels = []
-        for rows in kernel.unbind(1):
-            first, *others = (weighed(v, row) for v, row in zip(views, rows.unbind(0), strict=True))
-            channels.append(sum(others, start=first))
-        return tuple(channels)
+        return tuple(weighed_sum(views, rows) for rows in kernel.unbind(1))
 
 
 def state_of(
@@ -237,7 +234,10 @@ def channels_of(
     spread: EmbeddingSpread | None, embeds: Tensor, values: int, history: ConvHistory
 ) -> Channels:
     """Do as `state_of`, for compiled code: a tensor (batch, tokens, d) a value channel."""
-    return (embeds,) * values if spread is None else spread.apart(embeds, values, history)
+    if spread is None:
+        # Tensors of their own: a compiler takes none twice as input of one function.
+        return tuple(embeds.view_as(embeds) for _ in range(values))
+    return spread.apart(embeds, values, history)
 
 
 def stacked(state: Tensor | Channels) -> Tensor:

@@ -1,5 +1,6 @@
 """Sums over tokens as compiled code does them well: gradients of small weights are such sums."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,35 +26,55 @@ def sum_over_tokens(products: Tensor, is_compiled: bool) -> Tensor:
     return products.sum(0)
 
 
-class _Weighed(torch.autograd.Function):
+class _WeighedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
-        return inputs * weight
+    def forward(ctx: Any, weights: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, *tensors)
+        first, *others = (t * row for t, row in zip(tensors, weights.unbind(0), strict=True))
+        return sum(others, start=first)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        inputs, weight = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        weights, *tensors = ctx.saved_tensors
         (gradient,) = gradients
-        d_weight = sum_over_tokens((gradient * inputs).flatten(0, -2), True)
-        d_inputs = gradient * weight
-        if inputs.shape[-1] != d_inputs.shape[-1]:
-            d_inputs = d_inputs.sum(-1, keepdim=True)
-        return d_inputs.to(inputs.dtype), d_weight.to(weight.dtype)
+        d_weights = [sum_over_tokens((gradient * t).flatten(0, -2), True) for t in tensors]
+        d_tensors = []
+        for tensor, row in zip(tensors, weights.unbind(0), strict=True):
+            product = gradient * row
+            if tensor.shape[-1] != product.shape[-1]:
+                product = product.sum(-1, keepdim=True)
+            d_tensors.append(product.to(tensor.dtype))
+        return torch.stack(d_weights).to(weights.dtype), *d_tensors
 
 
-def weighed(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Return ``inputs * weight`` for a weight that all tokens share, for compiled code.
+def weighed_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return ``sum_j w_j t_j`` with weights that all tokens share, for compiled code.
+
+    One function for all terms: a compiler traces each function by itself.
 
     Args:
-        inputs: (..., d), or (..., 1) which every entry of the weight multiplies.
-        weight: (d).
+        tensors: n tensors (..., d), or (..., 1) whose number every entry of the weight multiplies.
+        weights: (n, d).
 
     Returns:
         (..., d).
     """
-    result: Tensor = _Weighed.apply(inputs, weight)
+    result: Tensor = _WeighedSum.apply(weights, *tensors)
     return result
+
+
+class _Dots(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(inputs, rows)
+        return tuple((inputs * row).sum(-1, keepdim=True) for row in rows.unbind(0))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, rows = ctx.saved_tensors
+        first, *others = (g * row for g, row in zip(gradients, rows.unbind(0), strict=True))
+        d_rows = [sum_over_tokens((g * inputs).flatten(0, -2), True) for g in gradients]
+        return sum(others, start=first), torch.stack(d_rows)
 
 
 def compiled_dots(inputs: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
@@ -66,4 +87,5 @@ def compiled_dots(inputs: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         inputs: in the dtype of the sums.
         rows: in the same.
     """
-    return tuple(weighed(inputs, row).sum(-1, keepdim=True) for row in rows.unbind(0))
+    result: tuple[Tensor, ...] = _Dots.apply(inputs, rows)
+    return result

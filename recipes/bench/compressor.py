@@ -66,6 +66,8 @@ SHORT = CompressorSettings(
 def run(output: Path | None = None, settings: CompressorSettings = DEFAULT) -> dict[str, Any]:
     """Time the folded reads of our models and the same reads in two steps, in turns.
 
+    Compiled, whole forms are compared: ours reads a tensor a value channel, as compiled models do.
+
     Args:
         output: JSON file; None writes nothing.
         settings: sizes and rounds.

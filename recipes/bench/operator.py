@@ -164,7 +164,7 @@ def _prepare(
 
 
 def delta_update(state: Tensor, output: Tensor, value: Tensor, beta: Tensor) -> Tensor:
-    """Update (tokens, d_v, d) along the direction of a sublayer's output, as the models do."""
+    """Update (tokens, d_v, d) along the direction of a sublayer's output, as eager models do."""
     return rewrite(state, direction_of(output, K_EPS), value, beta)
 
 

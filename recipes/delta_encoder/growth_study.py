@@ -65,7 +65,10 @@ STARTS = (FRESH, GROWN, FILLED, SORTED)
 SEED = "{seed}"
 START_FOLDER = "start"
 # What the fresh start takes from the recipe and the grown ones from the target.
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+SIZES = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads head_dim "
+    "max_position_embeddings local_attention global_attn_every_n_layers norm_eps"
+).split()
 
 
 class Run(NamedTuple):
@@ -233,7 +236,7 @@ def _summary(study: GrowthStudy, plan: Study, results: Results) -> dict[str, Any
     section = plan.recipe.training
     steps = plan.lengths[TOKENS]
     stages = stages_of(NESTED, plan.recipe, plan.named(), steps=steps, seed=0, folder=plan.folder)
-    is_paired = SEED in study.base and SEED in study.target
+    of = {True: "per seed", False: "for all seeds"}
     measured = next(iter(results.values()))[0].after
     return {
         "schema_version": SCHEMA_VERSION,
@@ -241,7 +244,7 @@ def _summary(study: GrowthStudy, plan: Study, results: Results) -> dict[str, Any
         "family": plan.recipe.family,
         "named_budgets": named,
         "budgets": list(plan.config.budgets),
-        "checkpoints": "one pair per seed" if is_paired else "shared by seeds",
+        "checkpoints": f"a base {of[SEED in study.base]}, a target {of[SEED in study.target]}",
         "steps": steps,
         "rows_per_step": section.batch_size * section.gradient_accumulation_steps,
         "lr": section.lr,

@@ -31,8 +31,8 @@ def growth_table(study: Mapping[str, Any]) -> str:
     seeds = max(len(entry["seeds"]) for entry in study["starts"].values())
     note = (
         f"Cross-entropy in nats before and after {study['steps']:,} steps of "
-        f"{study['rows_per_step']} rows, mean and 95 % interval over {seeds} seeds, checkpoints "
+        f"{study['rows_per_step']} rows, mean and 95 % interval over {seeds} seeds, from "
         f"{study['checkpoints']}, whose own training is not counted. Differences after training by "
-        "seed, bold where the interval excludes 0."
+        "seed, bold where the interval excludes 0, not corrected for the number of intervals."
     )
     return "\n".join([*markdown_rows(rows), "", note]) + "\n"

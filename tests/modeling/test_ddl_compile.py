@@ -8,6 +8,7 @@ import transformers
 from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR, DdlConfig
 from nestling.configuration.ddl_settings import UPDATES, VARIANTS
 from nestling.modeling.modeling_ddl import DdlForCausalLM
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
@@ -38,12 +39,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 def build(**values: Any) -> DdlForCausalLM:
     torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 1, "max_position_embeddings": 64, **values}
     model = DdlForCausalLM(
-        DdlConfig(
-            vocab_size=29, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=64, **values,
-        )
-    )  # fmt: skip
+        DdlConfig(vocab_size=29, hidden_size=16, num_attention_heads=2, **sizes)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -101,14 +100,52 @@ def test_gradients_equal_eager_ones_at_every_length(name: str) -> None:
     assert graphs <= 2  # divisible or not
 
 
+def smaller_budget(model: DdlForCausalLM) -> str:
+    return f"{(model.config.d_value + 1) // 2}:1"
+
+
+@pytest.mark.parametrize("variant", ["ddl", "ddl-ec", "ddl-cc-ec"])
+def test_gradients_of_budgets_on_padded_rows_equal_eager_ones(variant: str) -> None:
+    model = build(variant=variant, num_hidden_layers=2).train()
+    ids = tokens(16)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    budgets = [smaller_budget(model), f"{model.config.d_value}:2"]
+
+    def loss_of(ids: Tensor, mask: Tensor) -> Tensor:
+        output = model(ids, attention_mask=mask, budgets=budgets, use_cache=False)
+        return sum(logits[mask.bool()].square().mean() for logits in output.budget_logits)
+
+    compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    parameters = list(model.parameters())
+    found, expected = (
+        torch.autograd.grad(function(ids, mask), parameters) for function in (compiled, loss_of)
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_adapters_around_every_map_are_used() -> None:
+    model = build(variant="ddl-cc")
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", r=2, lora_alpha=8))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    assert any("value" in name and "lora_B" in name for name, _ in adapted.named_parameters())
+    ids = tokens(8)
+    found = torch.compile(run, backend="eager")(adapted, ids)
+    torch.testing.assert_close(found, run(adapted, ids), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "baseline"])
 def test_all_that_a_pass_takes_and_gives_is_as_in_eager_code(variant: str) -> None:
     """Padding, states between blocks, a smaller budget, and a cache that a prompt has filled."""
-    model = build(variant=variant).eval()
+    model = build(variant=variant, num_hidden_layers=2).eval()
     ids = tokens(8)
     padded = torch.ones_like(ids)
     padded[0, :3] = 0
-    budget = "2:1" if model.config.d_value > 1 else "1:1"
+    budget = smaller_budget(model)
 
     def everything(ids: Tensor, mask: Tensor) -> list[Tensor]:
         output = model(ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
@@ -118,7 +155,7 @@ def test_all_that_a_pass_takes_and_gives_is_as_in_eager_code(variant: str) -> No
         rest = model(ids[:, 5:], attention_mask=mask, past_key_values=cache)
         return [output.logits, *output.hidden_states, smaller.logits, rest.logits]
 
-    compiled = torch.compile(everything, backend="eager")
+    compiled = torch.compile(everything, fullgraph=True, backend="eager")
     real = padded.bool()
     for found, expected in zip(compiled(ids, padded), everything(ids, padded), strict=True):
         assert found.shape == expected.shape

@@ -220,7 +220,7 @@ def test_the_table_shows_the_numbers(summary: dict[str, Any]) -> None:
         less = entry["minus_fresh"]
         minus = [f"{less[name]['mean']:+.3f} (n = 1)" for name in NAMED] if less else ["-"] * 3
         assert cells[7:] == minus
-    assert "after 4 steps of 8 rows" in table and "checkpoints one pair per seed" in table
+    assert "after 4 steps of 8 rows" in table and "from a base per seed, a target per seed" in table
 
 
 def _run(seed: int, before: float, after: float) -> Run:
@@ -243,7 +243,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert starts["grown"]["minus_fresh"]["middle"]["values"] == pytest.approx([-0.5, -0.6])
     table = growth_table(
         {"named_budgets": NAMED, "starts": starts, "steps": 4, "rows_per_step": 8,
-         "checkpoints": "shared by seeds"}
+         "checkpoints": "a base per seed, a target for all seeds"}
     )  # fmt: skip
     assert table.count("-0.550 [-1.185, +0.085]") == 3 and "**" not in table
 
