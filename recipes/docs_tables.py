@@ -23,6 +23,7 @@ from .ddl.study_tables import gates_table, study_table
 from .delta_encoder.finetune_table import finetune_table
 from .delta_encoder.growth_table import growth_table
 from .delta_encoder.routing_table import routing_table
+from .delta_encoder.study_cells import COMPUTE
 from .delta_encoder.study_plot import plot_study
 from .delta_encoder.study_rivals import rivals_table
 from .delta_encoder.study_tables import (
@@ -135,6 +136,9 @@ def main() -> None:
             study = json.loads(result.read_text(encoding="utf-8"))
             plot = plot_residuals if study["kind"] == RESIDUALS else plot_study
             plot(study, images / result.name)
+        for result in sorted(results.glob("*_compute.json")):
+            study = json.loads(result.read_text(encoding="utf-8"))
+            plot_study(study, images / result.name, COMPUTE)
 
 
 if __name__ == "__main__":
