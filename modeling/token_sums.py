@@ -27,14 +27,17 @@ def sum_over_tokens(products: Tensor, is_compiled: bool) -> Tensor:
 
 
 class _WeighedSum(torch.autograd.Function):
+    # Three arguments or more, always: with as many as there are names, a compiler that needs no
+    # gradients takes the first of them for the context.
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        weights, _, *tensors = arguments
         ctx.save_for_backward(weights, *tensors)
         first, *others = (t * row for t, row in zip(tensors, weights.unbind(0), strict=True))
         return sum(others, start=first)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weights, *tensors = ctx.saved_tensors
         (gradient,) = gradients
         d_weights = [sum_over_tokens((gradient * t).flatten(0, -2), True) for t in tensors]
@@ -44,7 +47,7 @@ class _WeighedSum(torch.autograd.Function):
             if tensor.shape[-1] != product.shape[-1]:
                 product = product.sum(-1, keepdim=True)
             d_tensors.append(product.to(tensor.dtype))
-        return torch.stack(d_weights).to(weights.dtype), *d_tensors
+        return torch.stack(d_weights).to(weights.dtype), None, *d_tensors
 
 
 def weighed_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ def weighed_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     Returns:
         (..., d).
     """
-    result: Tensor = _WeighedSum.apply(weights, *tensors)
+    result: Tensor = _WeighedSum.apply(weights, len(tensors), *tensors)
     return result
 
 

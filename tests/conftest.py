@@ -3,6 +3,7 @@
 import os
 import shutil
 import string
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,6 +25,24 @@ FREQUENT_PAIRS = (
 def _registered_families() -> None:
     torch.set_num_threads(1)
     register_families()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def allocator_options() -> Iterator[list[tuple[int, int]]]:
+    """Collect the options that would change the allocator of the process for all later tests.
+
+    For the whole session: fixtures of a module run before those of a test. What finds the allocator
+    is replaced, not what asks for the change, which has many importers.
+    """
+    options: list[tuple[int, int]] = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        options.append((parameter, value))
+        return 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nestling.recipes.steady_memory.find_mallopt", lambda: mallopt)
+        yield options
 
 
 @pytest.fixture(scope="session")

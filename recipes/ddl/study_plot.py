@@ -35,5 +35,5 @@ def plot_study(summary: Mapping[str, Any], output: Path) -> list[Path]:
             axes.plot([one["mean"]], [place], "o", color=OURS, ms=5)
         axes.axvline(0.0, color="#666666", lw=0.9)
         axes.set_yticks(range(len(names)), names)
-        axes.set_xlabel("cross-entropy minus that of the baseline, nats per byte, equal tokens")
+        axes.set_xlabel("cross-entropy minus that of the baseline, nats per token, equal tokens")
         return save_plot(figure, output)

@@ -20,20 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "modeling"))
 
 
-@pytest.fixture(autouse=True)
-def kept_memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Collect the options that would change the allocator of the process for all tests after it.
-
-    What finds the allocator is replaced, not what asks for the change: that has many importers.
-    """
-    options: list[tuple[int, int]] = []
-
-    def mallopt(parameter: int, value: int) -> int:
-        options.append((parameter, value))
-        return 1
-
-    monkeypatch.setattr("nestling.recipes.steady_memory.find_mallopt", lambda: mallopt)
-    return options
+@pytest.fixture
+def kept_memory(allocator_options: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The options that a test sets in the allocator."""
+    allocator_options.clear()
+    return allocator_options
 
 
 def make_evaluation(shift: float = 0.0, seed: int = 0) -> dict[str, Any]:
