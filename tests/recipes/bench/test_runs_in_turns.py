@@ -1,11 +1,12 @@
 """A suite run by child processes: memory of fresh processes, and two checkouts in turns."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import torch
 from nestling.recipes.bench import normalization, runs_in_turns
 from nestling.recipes.bench.ddl_cases import Case
 from nestling.recipes.bench.peak_memory import peak_in_child
@@ -80,14 +81,25 @@ def test_a_checkout_that_cannot_be_imported_is_one_line(tmp_path):
         WorkerProcess(tmp_path, "normalization", asdict(SETTINGS))
 
 
+# In a process of its own, as cases are measured: this one has memory to reuse from earlier tests.
+MEASURE_PEAKS = """
+import torch
+from nestling.recipes.bench.ddl_cases import Case
+from nestling.recipes.bench.peak_memory import peak_in_child
+
+def allocation(numbers):
+    prepare = lambda: lambda: torch.ones(numbers)
+    return Case(labels={"what": "allocation"}, tokens=1, prepare=prepare)
+
+print(*(peak_in_child(allocation(2**power), threads=1) for power in (10, 24)))
+"""
+
+
 def test_peak_memory_is_that_of_the_case():
-    def allocate(numbers: int) -> Case:
-        def prepare():
-            return lambda: torch.ones(numbers)
-
-        return Case(labels={"what": "allocation"}, tokens=1, prepare=prepare)
-
-    small, large = (peak_in_child(allocate(2**power), threads=1) for power in (10, 24))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_PEAKS], capture_output=True, text=True, check=True
+    )
+    small, large = map(int, done.stdout.split())
     assert small < 2**22 < 4 * 2**24 <= large < 4 * 2**24 + 2**22
 
 
