@@ -70,16 +70,11 @@ class WeightedAddition(nn.Module):
         """See `DeltaUpdate.defers`."""
         return torch.compiler.is_compiling()
 
-    def deferred(
-        self,
-        state: Channels,
-        output: Tensor,
-        context: Tensor,
-        read: Tensor,
-        earlier: Deferred | None = None,
-        carried: CarriedState | None = None,
-    ) -> Deferred:
-        """Return the sum as a change that is not in the state yet; see `DeltaUpdate.deferred`."""
+    def deferred(self, state: Channels, output: Tensor, *unused: Any, **ignored: Any) -> Deferred:
+        """Return the sum as a change that is not in the state yet; see `DeltaUpdate.deferred`.
+
+        Gates and what was there before are nothing to it.
+        """
         gains = self.channel_gain[: len(state)].unbind(0)
         return Deferred(output, tuple(gain.expand(*output.shape[:-1], 1) for gain in gains))
 

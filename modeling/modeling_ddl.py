@@ -232,15 +232,15 @@ class DdlModel(DdlPreTrainedModel):
         """
         conv_cache = inputs.cache if self.config.conv_slots else None
         start = ConvHistory(conv_cache, 0, embedding_slot(self.config), inputs.is_real)
-        layer: Any = self.layers[0]
+        first: Any = self.layers[0]
         state: Any
         tape = carried = None
         # The reads of a token convolution keep columns of the whole state in a cache.
         keeps_columns = conv_cache is not None and self.config.compression == "token"
-        if notes is None and not keeps_columns and layer.defers():
+        if notes is None and not keeps_columns and first.defers():
             state = channels_of(self.spread, inputs.embeds, values, start)
             # A tape is Python, which a compiler does not see; it sees where values go.
-            if self._rebuilds() and layer.read is not None:
+            if self._rebuilds() and first.read is not None:
                 carried = CarriedState(state, max(depths))
         else:
             state = state_of(self.spread, inputs.embeds, values, start)

@@ -28,6 +28,7 @@ from .delta_encoder.study_plot import plot_study
 from .delta_encoder.study_rivals import rivals_table
 from .delta_encoder.study_tables import (
     ablation_table,
+    compute_minus_table,
     compute_table,
     deltas_table,
     lattice_table,
@@ -41,6 +42,10 @@ from .ladder_plot import plot_ladder
 from .whole_file import write_whole_file
 
 MARKED = re.compile(r"(<!-- table: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+# Kinds of results that one process measured.
+OF_ONE_RUN = ("benchmark", "evaluation")
 
 
 def ladder_table(evaluation: Mapping[str, Any]) -> str:
@@ -73,6 +78,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "ladder": ladder_table,
     "study_tokens": tokens_table,
     "study_compute": compute_table,
+    "study_compute_minus": compute_minus_table,
     "study_ablations": ablation_table,
     "study_lattice": lattice_table,
     "study_rivals": rivals_table,
@@ -92,8 +98,12 @@ def origin(result: Mapping[str, Any]) -> str:
     block = result["environment"]
     machine = block["machine"]
     cores = "1 processor" if machine["cpus"] == 1 else f"{machine['cpus']} processors"
-    commit = str(block["commit"] or "unknown")[:7]
-    return f"Measured {block['time'][:10]}, {machine['cpu']}, {cores}, commit {commit}."
+    own = [str(block["commit"] or "unknown")]
+    commits = [commit[:7] for commit in result.get("commits", own)]
+    # A summary without the commits of its runs knows only its own.
+    verb = "Measured" if "commits" in result or result["kind"] in OF_ONE_RUN else "Summed up"
+    noun = "commit" if len(commits) == 1 else "commits"
+    return f"{verb} {block['time'][:10]}, {machine['cpu']}, {cores}, {noun} {', '.join(commits)}."
 
 
 def render_page(text: str, root: Path) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,11 @@ def predicted_tokens_of(evaluation: Mapping[str, Any]) -> int:
     Files of 0.1.0 before the head was counted lack the key: their costs are those of the trunk, 0.
     """
     return int(evaluation.get("predicted_tokens_per_sequence") or 0)
+
+
+def commits_of(evaluations: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the commits that evaluations were measured at, without repetition."""
+    return sorted({str(one["environment"]["commit"]) for one in evaluations})
 
 
 def describe_flops(evaluation: Mapping[str, Any]) -> str:

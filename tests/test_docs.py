@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from nestling.recipes.docs_tables import render_page
+from nestling.recipes.docs_tables import origin, render_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -25,12 +25,21 @@ def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
         "time": "2026-01-02T03:04:05+00:00", "commit": "0123456789",
         "machine": {"cpu": "Some CPU", "cpus": 2},
     }  # fmt: skip
-    content = {"summary": {"packing": ratio}, "environment": environment}
+    content = {"kind": "benchmark", "summary": {"packing": ratio}, "environment": environment}
     (tmp_path / "r.json").write_text(json.dumps(content))
     page = "<!-- table: bench r.json -->\n| old |\n<!-- end -->"
     found = render_page(page, tmp_path)
     assert "| packing | 2.5 | 2.25 | 2 | yes |" in found
     assert "Measured 2026-01-02, Some CPU, 2 processors, commit 0123456." in found
+
+
+def test_a_summary_names_the_commits_of_its_runs_or_says_what_it_knows() -> None:
+    machine = {"cpu": "Some CPU", "cpus": 1}
+    environment = {"time": "2026-01-02T03:04:05+00:00", "commit": "cccccccccc", "machine": machine}
+    study = {"kind": "study", "environment": environment}
+    assert origin(study) == "Summed up 2026-01-02, Some CPU, 1 processor, commit ccccccc."
+    runs = {**study, "commits": ["aaaaaaaaaa", "bbbbbbbbbb"]}
+    assert origin(runs) == "Measured 2026-01-02, Some CPU, 1 processor, commits aaaaaaa, bbbbbbb."
 
 
 def test_an_unknown_table_is_named(tmp_path: Path) -> None:

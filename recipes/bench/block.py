@@ -27,9 +27,9 @@ from .ddl_cases import (
     DdlBenchSettings,
     as_tuple,
     call_of_module,
-    channels_of,
     named,
     seeded,
+    separate_channels,
 )
 from .operator import ADDED, OURS
 from .operator import least_bytes as operator_bytes
@@ -159,5 +159,5 @@ def _prepare(
     def block(*given: Tensor) -> tuple[Tensor, ...]:
         return as_tuple(layer(given if is_apart else given[0], tables)[0])
 
-    given = channels_of(state) if is_apart else state
+    given = separate_channels(state) if is_apart else state
     return call_of_module(block, layer, given, direction, mode)

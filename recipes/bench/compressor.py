@@ -23,9 +23,9 @@ from .ddl_cases import (
     DdlBenchSettings,
     call_of,
     call_of_module,
-    channels_of,
     named,
     seeded,
+    separate_channels,
 )
 from .unfolded_reads import unfolded_channel_read, unfolded_token_read
 
@@ -161,4 +161,4 @@ def _prepare(
     def read_apart(*channels: Tensor) -> Tensor:
         return read_state(module, channels, ConvHistory())
 
-    return call_of_module(read_apart, module, channels_of(state), direction, mode)
+    return call_of_module(read_apart, module, separate_channels(state), direction, mode)

@@ -231,7 +231,7 @@ def as_tuple(given: Given) -> tuple[Tensor, ...]:
     return given if isinstance(given, tuple) else (given,)
 
 
-def channels_of(state: Tensor) -> tuple[Tensor, ...]:
+def separate_channels(state: Tensor) -> tuple[Tensor, ...]:
     """Return a state (..., d_v, d) as compiled models hold it: a tensor (..., d) a value channel.
 
     Each is a tensor of its own, not a view, and gets a gradient if the state does.

@@ -26,9 +26,9 @@ from .ddl_cases import (
     Case,
     DdlBenchSettings,
     call_of,
-    channels_of,
     named,
     seeded,
+    separate_channels,
 )
 
 OURS, NAIVE, ADDED = "delta", "delta with d_v innermost", "add"
@@ -159,7 +159,7 @@ def _prepare(
     for tensor in inputs:
         tensor.requires_grad_()
     if operation == OURS and mode == COMPILED:
-        return call_of(update_apart, (*inputs[1:], *channels_of(state)), direction, mode)
+        return call_of(update_apart, (*inputs[1:], *separate_channels(state)), direction, mode)
     return call_of(FUNCTIONS[operation], inputs, direction, mode)
 
 

@@ -26,7 +26,7 @@ from ..cli_errors import DataError, UsageError, run_with_one_line
 from ..data.causal_corpus import prepare_streams
 from ..ddl_schema import DdlRecipe
 from ..environment import environment_block
-from ..evaluation_file import read_evaluation, write_json
+from ..evaluation_file import commits_of, read_evaluation, write_json
 from ..recipe_loader import load_recipe, load_saved_recipe, of_family
 from ..steady_memory import keep_freed_memory
 from ..training_run import METRICS_FILE, require_same_recipe
@@ -172,7 +172,8 @@ def write_summary(study: Study) -> dict[str, Any]:
     """Write ``study.json`` and the plot from the finished cells."""
     file = study.folder / TIMES_FILE
     times = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    recipe = study.recipe(BASELINE, 0)
+    recipe, cells = study.recipe(BASELINE, 0), read_cells(study)
+    measured = [cell.evaluation for of_method in cells.values() for cell in of_method.values()]
     tokens = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -184,7 +185,9 @@ def write_summary(study: Study) -> dict[str, Any]:
         "tokens_per_step": tokens * recipe.data.max_length,
         "recipe": [word for word in study.arguments if "path" not in word],
         "clock": "not measured" if times is None else times["clock"],
-        "methods": summarise(read_cells(study), times),
+        # Cells may be older than what sums them up and what timed their steps.
+        "commits": commits_of([*measured, *([] if times is None else [times])]),
+        "methods": summarise(cells, times),
     }
     write_json(study.folder / SUMMARY_FILE, content)
     if content["methods"]:

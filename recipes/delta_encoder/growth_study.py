@@ -25,10 +25,10 @@ study can be stopped and continued.
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import set_seed
 
@@ -38,7 +38,7 @@ from ..cli_errors import DataError, UsageError, run_with_one_line
 from ..data.corpus import build_data
 from ..data.tokenizer_training import load_tokenizer
 from ..environment import environment_block
-from ..evaluation_file import read_evaluation, write_json
+from ..evaluation_file import commits_of, read_evaluation, write_json
 from ..recipe_loader import SAVED_NAME, load_recipe, load_saved_recipe, of_family, save_recipe
 from ..recipe_schema import DeltaEncoderRecipe
 from ..recipe_validation import validate
@@ -48,11 +48,11 @@ from .build import build_model
 from .evaluate import evaluate_run
 from .evaluation_inputs import open_run
 from .finetune_settings import check_seeds
+from .growth_summary import FILLED, GROWN, SORTED, STARTS, Results, Run, summarise_starts
 from .model_config import check_checkpoints, grown_config, read_checkpoint, scratch_config
 from .study_cells import TOKENS
 from .study_methods import NESTED, stages_of
 from .study_plan import Study, open_study
-from .study_summary import interval
 from .train import train
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,6 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 KIND = "growth_study"
 SUMMARY_FILE = "growth_study.json"
-FRESH, GROWN, FILLED, SORTED = "fresh", "grown", "grown-from-target", "sorted"
-STARTS = (FRESH, GROWN, FILLED, SORTED)
 SEED = "{seed}"
 START_FOLDER = "start"
 # What the fresh start takes from the recipe and the grown ones from the target.
@@ -69,18 +67,6 @@ SIZES = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads head_dim "
     "max_position_embeddings local_attention global_attn_every_n_layers norm_eps"
 ).split()
-
-
-class Run(NamedTuple):
-    """What a finished run measured: evaluations of its model before and after training."""
-
-    seed: int
-    before: Mapping[str, Any]
-    after: Mapping[str, Any]
-
-
-# Start -> its runs, one a seed.
-Results = Mapping[str, Sequence[Run]]
 
 
 @dataclass(frozen=True)
@@ -195,42 +181,6 @@ def measure_start(recipe: DeltaEncoderRecipe) -> None:
     write_json(folder / METRICS_FILE, evaluate_run(open_run(folder / MODEL_FOLDER)))
 
 
-def summarise_starts(results: Results, named: Mapping[str, str]) -> dict[str, Any]:
-    """Return the loss of every start at the named budgets.
-
-    Args:
-        results: what the runs measured.
-        named: name -> budget.
-
-    Returns:
-        Start -> ``seeds``; ``before`` and ``after``, the cross-entropy of each named budget with
-        95 % t-interval; and ``minus_fresh``, the differences of ``after`` to the fresh start, seed
-        by seed; None for that start itself and without it.
-    """
-    after = {
-        start: {name: [_loss(run.after, budget) for run in runs] for name, budget in named.items()}
-        for start, runs in results.items()
-    }
-    starts: dict[str, Any] = {}
-    for start, runs in results.items():
-        less = None
-        if start != FRESH and FRESH in after:
-            less = {
-                name: interval([a - f for a, f in zip(after[start][name], fresh, strict=True)])
-                for name, fresh in after[FRESH].items()
-            }
-        starts[start] = {
-            "seeds": [run.seed for run in runs],
-            "before": {
-                name: interval([_loss(run.before, budget) for run in runs])
-                for name, budget in named.items()
-            },
-            "after": {name: interval(values) for name, values in after[start].items()},
-            "minus_fresh": less,
-        }
-    return starts
-
-
 def _summary(study: GrowthStudy, plan: Study, results: Results) -> dict[str, Any]:
     named = {name: str(budget) for name, budget in plan.named().items()}
     section = plan.recipe.training
@@ -251,14 +201,11 @@ def _summary(study: GrowthStudy, plan: Study, results: Results) -> dict[str, Any
         "training": asdict(plan.cost(stages)),
         "evaluation_rows": measured["data"].get("rows"),
         "starts": summarise_starts(results, named),
+        "commits": commits_of(
+            one for runs in results.values() for run in runs for one in (run.before, run.after)
+        ),
         "environment": environment_block(study.seeds),
     }
-
-
-def _loss(evaluation: Mapping[str, Any], budget: str) -> float:
-    """Return the cross-entropy of a budget."""
-    [found] = [entry for entry in evaluation["budgets"] if entry["budget"] == budget]
-    return float(found["cross_entropy"])
 
 
 def _run_cell(recipe: DeltaEncoderRecipe, seed: int) -> Run:
@@ -314,9 +261,11 @@ def _require_sizes(plan: Study, target: Path) -> None:
     pairs.append(("intermediate_size", ours, theirs))
     for key, ours, theirs in pairs:
         if ours != theirs:
+            is_key = hasattr(plan.recipe.model, key)
+            remedy = f"set model.{key}={theirs}" if is_key else "choose another --target"
             raise UsageError(
-                f"model.{key} is {ours}, but --target {target} has {theirs}, and all starts have "
-                f"one size; set model.{key}={theirs}"
+                f"model.{key} is {ours}, but --target {target} has {theirs}, and all starts are "
+                f"built alike; {remedy}"
             )
 
 

@@ -7,8 +7,8 @@ from .study_tables import difference, markdown_rows, measure
 
 STARTS = {
     "fresh": "fresh, random weights",
-    "grown": "base grown, new units write zeros",
-    "grown-from-target": "base grown, filled from the target",
+    "grown": "grown: new units write zeros",
+    "grown-from-target": "grown, filled from the target",
     "sorted": "target, units sorted",
 }
 TIMES = ("before", "after")
@@ -18,9 +18,9 @@ def growth_table(study: Mapping[str, Any]) -> str:
     """Return the loss at the named budgets before and after training, by start."""
     named = study["named_budgets"]
     heads = [f"{name} {budget}, {when}" for name, budget in named.items() for when in TIMES]
-    rows = [["start", *heads, *(f"{name} minus fresh" for name in named)]]
+    rows = [["start", *heads, *(f"{name} minus grown" for name in named)]]
     for start, entry in study["starts"].items():
-        less = entry["minus_fresh"] or {}
+        less = entry["minus_grown"] or {}
         rows.append(
             [
                 STARTS[start],
@@ -32,7 +32,8 @@ def growth_table(study: Mapping[str, Any]) -> str:
     note = (
         f"Cross-entropy in nats before and after {study['steps']:,} steps of "
         f"{study['rows_per_step']} rows, mean and 95 % interval over {seeds} seeds, from "
-        f"{study['checkpoints']}, whose own training is not counted. Differences after training by "
-        "seed, bold where the interval excludes 0, not corrected for the number of intervals."
+        f"{study['checkpoints']}, whose own training is not counted. Differences after training to "
+        "the grown start by seed, bold where the interval excludes 0, not corrected for the number "
+        "of intervals."
     )
     return "\n".join([*markdown_rows(rows), "", note]) + "\n"

@@ -67,7 +67,16 @@ def _methods_table(study: Mapping[str, Any], table: str) -> str:
 
 def ablation_table(study: Mapping[str, Any]) -> str:
     """Return what each change does to ours: differences of paired seeds."""
-    methods = study["tables"][ABLATIONS]["methods"]
+    return _minus_table(study, ABLATIONS)
+
+
+def compute_minus_table(study: Mapping[str, Any]) -> str:
+    """Return the methods at equal training FLOPs as differences to ours of paired seeds."""
+    return _minus_table(study, COMPUTE)
+
+
+def _minus_table(study: Mapping[str, Any], table: str) -> str:
+    methods = study["tables"][table]["methods"]
     ours = (methods.get(NESTED, {}).get("training") or {}).get("flops")
     rows = [["change", "keys", *SHAPES, "mean of the lattice", "AUTC", "violations", "FLOPs"]]
     for name, method in methods.items():
@@ -85,9 +94,12 @@ def ablation_table(study: Mapping[str, Any]) -> str:
                 f"{method['training']['flops'] / ours:.2f}" if ours else "-",
             ]
         )
-    steps = study["tables"][ABLATIONS]["steps"]
+    steps = study["tables"][table]["steps"]
+    length = f"Runs of {steps:,} steps, ours too."
+    if table == COMPUTE:
+        length = f"Ours has {steps:,} steps, each other as many as its FLOPs pay for."
     note = (
-        f"Runs of {steps:,} steps, ours too. Differences to ours of the same seed, mean and 95 % "
+        f"{length} Differences to ours of the same seed, mean and 95 % "
         "interval; bold where the interval excludes 0. The intervals are not corrected for their "
         "number: of twenty without an effect, one is bold by chance."
     )

@@ -22,6 +22,7 @@ from nestling.recipes.delta_encoder.growth_study import (
     summarise_starts,
 )
 from nestling.recipes.delta_encoder.growth_table import growth_table
+from nestling.recipes.delta_encoder.model_config import read_checkpoint
 from nestling.recipes.delta_encoder.study import open_study, run_study
 from nestling.recipes.docs_tables import TABLES
 from nestling.recipes.evaluation_file import read_evaluation
@@ -208,6 +209,19 @@ def test_code_of_a_checkpoint_is_not_asked_for(
     assert calls == ["register", "load"]
 
 
+def test_a_target_that_no_key_can_follow_is_refused(
+    study: GrowthStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(option: str, folder: str) -> Any:
+        config = read_checkpoint(option, folder)
+        config.norm_eps = 1e-3
+        return config
+
+    monkeypatch.setattr(growth_study, "read_checkpoint", read)
+    with pytest.raises(UsageError, match=r"model.norm_eps is .*; choose another --target"):
+        run_growth_study(study, tmp_path)
+
+
 def test_the_table_shows_the_numbers(summary: dict[str, Any]) -> None:
     table = TABLES["growth"](summary)
     assert table == growth_table(summary)
@@ -217,7 +231,7 @@ def test_the_table_shows_the_numbers(summary: dict[str, Any]) -> None:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         expected = [entry[w][n]["mean"] for n in NAMED for w in ("before", "after")]
         assert cells[1:7] == [f"{value:.3f} (n = 1)" for value in expected]
-        less = entry["minus_fresh"]
+        less = entry["minus_grown"]
         minus = [f"{less[name]['mean']:+.3f} (n = 1)" for name in NAMED] if less else ["-"] * 3
         assert cells[7:] == minus
     assert "after 4 steps of 8 rows" in table and "from a base per seed, a target per seed" in table
@@ -241,11 +255,12 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert starts["fresh"]["minus_fresh"] is None
     assert starts["grown"]["before"]["middle"]["values"] == [5.0, 7.0]
     assert starts["grown"]["minus_fresh"]["middle"]["values"] == pytest.approx([-0.5, -0.6])
+    assert starts["grown"]["minus_grown"] is None
     table = growth_table(
         {"named_budgets": NAMED, "starts": starts, "steps": 4, "rows_per_step": 8,
          "checkpoints": "a base per seed, a target for all seeds"}
     )  # fmt: skip
-    assert table.count("-0.550 [-1.185, +0.085]") == 3 and "**" not in table
+    assert table.count("+0.550 [-0.085, +1.185]") == 3 and "**" not in table
 
 
 def test_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

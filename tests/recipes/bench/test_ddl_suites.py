@@ -90,6 +90,26 @@ def test_a_suite_measures_all_its_cases(suite, tmp_path):
     assert len(case_rows(content)) == len(content["results"])
 
 
+@pytest.mark.parametrize("suite", ["operator", "block", "compressor"])
+def test_compiled_cases_compute_what_eager_ones_do(suite, monkeypatch):
+    """Compiled, a state is a tensor a value channel; here the same functions run as they are."""
+    monkeypatch.setattr(ddl_cases, "compiled", lambda function: function)
+    # Not what a machine without a compiler would leave.
+    monkeypatch.setattr(ddl_cases.DdlBenchSettings, "usable_modes", ("eager", "compiled"))
+    cases = MODULES[suite].cases(TOY[suite])
+    pairs = [(name, name.replace(" eager", " compiled")) for name in cases if " eager" in name]
+    assert pairs
+    for eager, compiled in pairs:
+        expected, found = (cases[name].prepare()() for name in (eager, compiled))
+        if "backward" in eager:
+            assert all(bool(gradient.isfinite().all()) for gradient in found)
+            continue
+        [expected] = ddl_cases.as_tuple(expected)
+        found = ddl_cases.as_tuple(found)
+        whole = torch.stack(found, dim=-2) if found[0].dim() < expected.dim() else found[0]
+        torch.testing.assert_close(whole, expected)
+
+
 @pytest.mark.parametrize("suite", TOY)
 def test_a_suite_without_the_full_sizes_has_no_targets(suite):
     assert MODULES[suite].SHORT.has_targets is False and MODULES[suite].DEFAULT.has_targets
