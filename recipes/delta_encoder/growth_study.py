@@ -26,7 +26,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -259,10 +259,10 @@ def _require_sizes(plan: Study, target: Path) -> None:
     channels = [each.intermediate_sizes() for each in (plan.config, config)]
     ours, theirs = (sizes[0] if len(set(sizes)) == 1 else sizes for sizes in channels)
     pairs.append(("intermediate_size", ours, theirs))
+    keys = {field.name for field in fields(plan.recipe.model)}
     for key, ours, theirs in pairs:
         if ours != theirs:
-            is_key = hasattr(plan.recipe.model, key)
-            remedy = f"set model.{key}={theirs}" if is_key else "choose another --target"
+            remedy = f"set model.{key}={theirs}" if key in keys else "choose another --target"
             raise UsageError(
                 f"model.{key} is {ours}, but --target {target} has {theirs}, and all starts are "
                 f"built alike; {remedy}"
