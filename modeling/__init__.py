@@ -10,6 +10,7 @@ _HOME = {
     "DeltaEncoderForMaskedLM": "delta_encoder_heads",
     "DeltaEncoderForSequenceClassification": "delta_encoder_heads",
     "DeltaEncoderForTokenClassification": "delta_encoder_heads",
+    "convert_delta": "delta_conversion",
     "grow": "hierarchical_growth",
     "grow_from_checkpoints": "hierarchical_growth",
     "small_budget": "hierarchical_growth",

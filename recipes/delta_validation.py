@@ -39,6 +39,11 @@ def _check_init(recipe: DeltaEncoderRecipe) -> None:
             f"init.base={init.base} and model.init_from={model.init_from} are both given; grow "
             "around the first or start from the second, and set the other to null"
         )
+    if model.convert_delta and model.init_from is None:
+        raise UsageError(
+            "model.convert_delta is true, which converts the delta of a trained model: give "
+            "model.init_from=RUN/model, or set model.convert_delta=false"
+        )
     if init.delta_from_target and init.target is None:
         raise UsageError(
             "init.delta_from_target is true, which takes weights from init.target: give "

@@ -21,6 +21,7 @@ from .ddl.study_plot import plot_study as plot_residuals
 from .ddl.study_summary import KIND as RESIDUALS
 from .ddl.study_tables import gates_table, study_table
 from .delta_encoder.finetune_table import finetune_table
+from .delta_encoder.conversion_table import conversion_table
 from .delta_encoder.growth_table import growth_table
 from .delta_encoder.routing_table import routing_table
 from .delta_encoder.study_cells import COMPUTE
@@ -86,6 +87,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "study_deltas": deltas_table,
     "finetune": finetune_table,
     "growth": growth_table,
+    "conversion": conversion_table,
     "routing": routing_table,
     "residuals": study_table,
     "gates": gates_table,

@@ -45,6 +45,8 @@ class ModelSection:
             or low_rank (two thin matrices a layer).
         delta_atoms: atoms of each dictionary.
         delta_rank: rank of an atom, or of the thin matrices.
+        convert_delta: give the delta of ``init_from`` the form, sizes and base slice of the keys
+            above: exactly where it becomes dense, as well as they can hold it elsewhere.
         conditioned_norms: let the gains of the norms depend on the budget.
         exit_affine: give each depth its own change of the final norm.
         token_routing: train a preview network that can send chosen tokens only through the delta.
@@ -78,6 +80,7 @@ class ModelSection:
     delta: str = "dense"
     delta_atoms: int = 16
     delta_rank: int = 64
+    convert_delta: bool = False
     conditioned_norms: bool = False
     exit_affine: bool = False
     token_routing: bool = False

@@ -1,5 +1,6 @@
 """Turn the sections of a delta_encoder recipe into a model and a trainer."""
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from ...configuration.budget import NAMED_BUDGETS, select_budgets
 from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ...hub_cards.loadable_checkpoint import make_checkpoint_loadable
+from ...modeling.delta_conversion import SETTINGS, convert_delta
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ...modeling.hierarchical_growth import grow_from_checkpoints, is_ours, load_encoder
 from ...modeling.importance_ordering import measure_importance, reorder_by_importance
@@ -40,6 +42,8 @@ from .model_config import (
     scratch_config,
     unreadable,
 )
+
+logger = logging.getLogger(__name__)
 
 IMPORTANCE_BATCHES = 8
 
@@ -101,6 +105,11 @@ def _continue_from(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncod
         model.set_attn_implementation(attention_of(recipe))
         reorder_by_importance(model, measure_importance(model, first_batches(recipe, data)))
     parts = added_parts(recipe, model.config)
+    form = {key: parts.pop(key) for key in SETTINGS if section.convert_delta and key in parts}
+    if form:
+        model, lost = convert_delta(model, **form)
+        for matrix, share in lost.items():
+            logger.info("%s: the new delta holds %.1f %% of it", matrix, 100 * (1 - share))
     if parts:
         model = _with_parts(model, type(model.config)(**{**model.config.to_dict(), **parts}))
     model.config.budgets = [str(budget) for budget in lattice_of(section, model.config)]

@@ -134,7 +134,7 @@ def run_growth_study(study: GrowthStudy, output: Path) -> Path:
     results: dict[str, list[Run]] = {}
     for seed in study.seeds:
         for start in study.starts:
-            results.setdefault(start, []).append(_run_cell(cells[start][seed], seed))
+            results.setdefault(start, []).append(run_cell(cells[start][seed], seed))
     write_json(output / SUMMARY_FILE, _summary(study, plan, results))
     return output / SUMMARY_FILE
 
@@ -208,7 +208,7 @@ def _summary(study: GrowthStudy, plan: Study, results: Results) -> dict[str, Any
     }
 
 
-def _run_cell(recipe: DeltaEncoderRecipe, seed: int) -> Run:
+def run_cell(recipe: DeltaEncoderRecipe, seed: int) -> Run:
     """Measure the start and train, whichever is not finished, and return what they measured."""
     folder = Path(recipe.output_dir)
     before, after = folder / START_FOLDER / METRICS_FILE, folder / METRICS_FILE

@@ -10,13 +10,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ...configuration.delta_budget import DeltaBudget
 from ...configuration.delta_lattice import meet_of
+from ...modeling.delta_conversion import SETTINGS
 from ...modeling.hierarchical_growth import read_config, small_budget
 from ..budget_validation import check_trained_budgets
 from ..cli_errors import ModelFolderError, UsageError
 from ..planned_sizes import base_slice, has_base_slice, lattice_of
 from ..recipe_schema import DeltaEncoderRecipe, ModelSection
 
-# What a delta that is built brings along; the keys of `model` do not resize it.
+# What a delta that is built brings along; the keys of `model` resize it only to convert it.
 _BUILT_SIZES = ("delta_atoms", "delta_rank", "base_intermediate_size", "base_attention_heads")
 
 
@@ -150,7 +151,9 @@ def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
             wants sorted, or if the recipe adds one and trains the deltas only.
     """
     config.drop_path = recipe.model.drop_path
-    wanted = delta_settings(recipe, config)
+    wanted, converts = delta_settings(recipe, config), recipe.model.convert_delta
+    if converts:
+        wanted.setdefault("delta_kind", recipe.model.delta)
     source = f"model.init_from={recipe.model.init_from}"
     keys = {
         "conditioned_norms": "conditioned_norms",
@@ -160,10 +163,13 @@ def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
     }
     for name, key in keys.items():
         has, wants = getattr(config, name), getattr(recipe.model, key)
+        if name == "delta_kind" and converts:
+            continue
         if has not in (False, "dense") and has != wants:
+            other = " or model.convert_delta=true" if name == "delta_kind" else ""
             raise UsageError(
                 f"model.{key} is {str(wants).lower()}, but {source} has {str(has).lower()}, which "
-                f"stays; set model.{key}={str(has).lower()}"
+                f"stays; set model.{key}={str(has).lower()}{other}"
             )
     parts = [key for name, key in keys.items() if getattr(config, name) not in (False, "dense")]
     if recipe.model.reorder_by_importance and parts:
@@ -171,20 +177,22 @@ def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
             f"model.reorder_by_importance is true, but {source} has model.{parts[0]}, which was "
             "trained for the present order of units; set model.reorder_by_importance=false"
         )
-    if recipe.model.delta != "dense" and config.delta_kind == "dense":
+    if recipe.model.delta != "dense" and config.delta_kind == "dense" and not converts:
         raise UsageError(
             f"model.delta is {recipe.model.delta}, but {source} has dense weights outside the "
-            "base slice; set model.delta=dense, or grow a small checkpoint with init.base"
+            "base slice; set model.delta=dense, or model.convert_delta=true to fit "
+            f"{recipe.model.delta} to them, or grow a small checkpoint with init.base"
         )
-    kept = _BUILT_SIZES if config.delta_kind != "dense" else ()
+    kept = _BUILT_SIZES if config.delta_kind != "dense" and not converts else ()
     added = {
         name: value
         for name, value in wanted.items()
         if getattr(config, name) != value and name not in kept
     }
-    if added and recipe.training.only is not None:
+    others = [name for name in added if not (converts and name in SETTINGS)]
+    if others and recipe.training.only is not None:
         # It would not be trained, and the model would not be the one a pack is made for.
-        name = next(iter(added))
+        name = others[0]
         raise UsageError(
             f"training.only is {recipe.training.only}, but model.{name} is "
             f"{str(added[name]).lower()}, and {source} has {str(getattr(config, name)).lower()}; "

@@ -241,6 +241,57 @@ def test_the_kind_of_delta_of_a_checkpoint_stays(
         check_checkpoints(tiny_plus(tmp_path, *[*changes, *KINDS[has]]))
 
 
+@pytest.mark.parametrize("asked", ["dense", "dictionary", "low_rank"])
+@pytest.mark.parametrize("source", ["dense", "dictionary", "low_rank"])
+def test_the_delta_of_a_checkpoint_is_converted_where_asked(
+    source: str, asked: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """To every form, in the sizes of the recipe; the base slice of the recipe stays exactly."""
+    data = prepared(tiny_tokenizer)
+    torch.manual_seed(1)
+    start = build_model(tiny_plus(tmp_path, *KINDS[source], *AXES, *PLAIN), data).eval()
+    with torch.no_grad():  # away from the start, where deltas are zero
+        for parameter in start.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    start.save_pretrained(tmp_path / "start")
+    changes = [*KINDS[asked], *AXES, *PLAIN, "model.delta_rank=3", "model.convert_delta=true",
+               f"model.init_from={tmp_path / 'start'}"]  # fmt: skip
+    recipe = tiny_plus(tmp_path, *changes)
+    check_checkpoints(recipe)
+    model = build_model(recipe, data)
+    assert model.config.delta_kind == asked
+    if asked != "dense":
+        assert model.config.delta_rank == 3
+    torch.testing.assert_close(
+        logits(model, budget="0.5:2:3"), logits(start, budget="0.5:2:3"), rtol=1e-5, atol=1e-5
+    )
+    is_exact = torch.allclose(logits(model), logits(start), rtol=1e-4, atol=1e-4)
+    holds_all = asked == "dense" or asked == source == "low_rank"
+    assert is_exact == holds_all
+    build_trainer(recipe, model, data).train()
+
+
+def test_a_converted_delta_is_trained_alone(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """A dense model becomes the base of upgrade packs, its other weights bit for bit the same."""
+    data = prepared(tiny_tokenizer)
+    torch.manual_seed(1)
+    start = build_model(tiny_plus(tmp_path, *KINDS["dense"], *AXES, *PLAIN), data)
+    start.save_pretrained(tmp_path / "start")
+    asked = [*KINDS["low_rank"], *AXES, *PLAIN, f"model.init_from={tmp_path / 'start'}",
+             "training.only=deltas"]  # fmt: skip
+    with pytest.raises(UsageError, match=r"set model\.delta=dense, or model\.convert_delta=true"):
+        check_checkpoints(tiny_plus(tmp_path, *asked))
+    recipe = tiny_plus(tmp_path, *asked, "model.convert_delta=true")
+    check_checkpoints(recipe)
+    model = build_model(recipe, data)
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trained and all(".deltas." in name for name in trained)
+    norm = "model.final_norm.weight"
+    assert torch.equal(model.state_dict()[norm], start.state_dict()[norm])
+    with pytest.raises(UsageError, match=r"convert_delta is true.*give model\.init_from=RUN/model"):
+        tiny_plus(tmp_path, *KINDS["low_rank"], "model.convert_delta=true")
+
+
 def test_units_of_a_checkpoint_with_parts_are_not_sorted(
     tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
