@@ -20,8 +20,8 @@ from typing import Any
 from .ddl.study_plot import plot_study as plot_residuals
 from .ddl.study_summary import KIND as RESIDUALS
 from .ddl.study_tables import gates_table, study_table
-from .delta_encoder.finetune_table import finetune_table
 from .delta_encoder.conversion_table import conversion_table
+from .delta_encoder.finetune_table import finetune_table
 from .delta_encoder.growth_table import growth_table
 from .delta_encoder.routing_table import routing_table
 from .delta_encoder.study_cells import COMPUTE
