@@ -6,10 +6,12 @@
 The dense delta of each model is converted to every form (`modeling.delta_conversion`), measured,
 then trained with ``training.only=deltas``, which leaves the base slice as it is, and measured
 again. The control of a form starts from freshly drawn factors around the same base slice: a
-conversion that does not beat it was not worth its while. A finished cell is never run again.
+conversion that does not beat it was not worth its while. A finished cell is never run again, and
+one of other settings in the same folder is an error.
 """
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,17 +30,17 @@ from ..cli_errors import ModelFolderError, UsageError, run_with_one_line
 from ..data.tokenizer_training import load_tokenizer
 from ..environment import environment_block
 from ..evaluation_file import commits_of, read_evaluation, write_json
-from ..recipe_loader import load_saved_recipe, of_family
-from ..recipe_schema import DeltaEncoderRecipe
-from ..recipe_sections import EvaluationSection
+from ..recipe_loader import load_saved_recipe, of_family, save_recipe
+from ..recipe_schema import DeltaEncoderRecipe, InitSection
 from ..recipe_validation import validate
 from ..saved_model import model_folder
+from ..training_run import METRICS_FILE
 from .evaluate import evaluate_run
 from .evaluation_inputs import open_run
 from .finetune_settings import check_seeds
-from .growth_study import SEED, run_cell
+from .growth_study import SEED, START_FOLDER, check_kept, run_cell
 from .growth_summary import Run
-from .model_config import read_checkpoint
+from .model_config import check_checkpoints, read_checkpoint
 from .study_deltas import base_budget, size_of_delta
 from .study_summary import interval
 
@@ -47,7 +49,7 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 KIND = "conversion_study"
 SUMMARY_FILE = "conversion_study.json"
-FRESH_FOLDER = "fresh-model"
+FRESH_FOLDER, HELD_FILE = "fresh-model", "held.json"
 # Form -> values of the configuration.
 FORMS: dict[str, dict[str, Any]] = {
     "low-rank 4": {"delta_kind": "low_rank", "delta_rank": 4},
@@ -58,17 +60,21 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 CONVERTED, FRESH = "converted", "fresh"
 
+# Form -> start -> its runs, one a seed.
+Runs = dict[str, dict[str, list[Run]]]
+
 
 @dataclass(frozen=True)
 class ConversionStudy:
     """What is run.
 
     Attributes:
-        models: folder of a run with a dense delta, ``{seed}`` in place of the seed.
+        models: folder of a run with a dense delta, ``{seed}`` in place of the seed where there are
+            several.
         forms: names in `FORMS`.
         seeds: of the models, and of the runs that start from them.
         steps: optimizer steps of each run.
-        overrides: ``section.key=value`` changes to the saved recipe.
+        overrides: ``evaluation.key=value`` changes to the saved recipe.
     """
 
     models: str
@@ -85,35 +91,54 @@ def run_conversion_study(study: ConversionStudy, output: Path) -> Path:
         The summary file.
 
     Raises:
-        UsageError: for a form that does not exist, or steps below 1.
+        UsageError: for a form that does not exist, steps below 1, a change of other keys than
+            those of the evaluation, or ``output`` with runs of other settings.
         ModelFolderError: if there is no model, or one whose delta is not dense or whose base slice
             is not among its budgets.
     """
+    _check(study)
+    register_families()
+    sources = {seed: Path(study.models.replace(SEED, str(seed))) for seed in study.seeds}
+    dense = {seed: _dense_recipe(study, folder, seed, output) for seed, folder in sources.items()}
+    cells = {
+        (form, start, seed): cell_recipe(dense[seed], form, start, seed, output)
+        for seed in study.seeds
+        for form in study.forms
+        for start in (CONVERTED, FRESH)
+    }
+    for recipe in (*dense.values(), *cells.values()):
+        check_kept(recipe)
+    references = {seed: _measure_dense(study, dense[seed], sources[seed]) for seed in dense}
+    runs: Runs = {}
+    held: dict[str, list[float]] = {}
+    for (form, start, seed), recipe in cells.items():
+        if start == FRESH:
+            _write_fresh(recipe, dense[seed], form)
+        else:
+            held.setdefault(form, []).append(_share_held(recipe, dense[seed], form))
+        check_checkpoints(recipe)
+        runs.setdefault(form, {}).setdefault(start, []).append(run_cell(recipe, seed))
+    write_json(output / SUMMARY_FILE, _summary(study, dense, references, runs, held))
+    return output / SUMMARY_FILE
+
+
+def _check(study: ConversionStudy) -> None:
     unknown = sorted(set(study.forms) - set(FORMS))
     if unknown:
         raise UsageError(f"form {unknown[0]!r} must be one of {', '.join(FORMS)}")
     if study.steps < 1:
         raise UsageError(f"--steps is {study.steps}, it must be 1 or more")
     check_seeds(study.seeds)
-    register_families()
-    output.mkdir(parents=True, exist_ok=True)
-    sources = {seed: Path(study.models.replace(SEED, str(seed))) for seed in study.seeds}
-    for folder in sources.values():
-        model_folder(folder)
-    references = {seed: _measure_source(study, sources[seed], seed, output) for seed in sources}
-    cells: dict[str, dict[str, list[Run]]] = {}
-    held: dict[str, list[float]] = {}
-    for seed, folder in sources.items():
-        model = load_encoder(str(model_folder(folder)))
-        for form in study.forms:
-            _, lost = convert_delta(model, **_settings(model.config, form))
-            held.setdefault(form, []).append(1 - sum(lost.values()) / len(lost))
-            for start in (CONVERTED, FRESH):
-                recipe = _cell_recipe(study, folder, form, start, seed, output)
-                runs = cells.setdefault(form, {}).setdefault(start, [])
-                runs.append(run_cell(recipe, seed))
-    write_json(output / SUMMARY_FILE, _summary(study, references, cells, held, model.config))
-    return output / SUMMARY_FILE
+    if len(study.seeds) > 1 and SEED not in study.models:
+        raise UsageError(
+            f"{study.models} is one model for {len(study.seeds)} seeds; put {SEED} in the place of "
+            "the seed, or give one of --seeds"
+        )
+    for override in study.overrides:
+        if not override.startswith("evaluation."):
+            raise UsageError(
+                f"--set {override} changes what the models were trained on; give evaluation keys"
+            )
 
 
 def _settings(config: Any, form: str) -> dict[str, Any]:
@@ -137,82 +162,102 @@ def _measured_budgets(config: Any, form: str) -> tuple[DeltaBudget, DeltaBudget]
     return base, DeltaBudget.full(config)
 
 
-def _measure_source(
+def _dense_recipe(
     study: ConversionStudy, folder: Path, seed: int, output: Path
+) -> DeltaEncoderRecipe:
+    """Return the recipe that a dense model is measured by, and the cells of its seed begin with."""
+    model = model_folder(folder)
+    config = read_checkpoint("models", str(model))
+    if config.delta_kind != "dense":
+        raise ModelFolderError(f"{folder} has a delta of {config.delta_kind}; give a dense one")
+    saved = of_family(load_saved_recipe(folder, study.overrides), DeltaEncoderRecipe)
+    training = replace(saved.training, epochs=None, max_steps=study.steps, eval_steps=None)
+    budgets = [str(budget) for budget in _measured_budgets(config, study.forms[0])]
+    return replace(
+        saved,
+        output_dir=str(output / f"dense-{seed}"),
+        model=replace(saved.model, init_from=str(model), reorder_by_importance=False),
+        init=InitSection(),
+        training=training,
+        evaluation=replace(saved.evaluation, budgets=budgets, latency=False),
+        export=replace(saved.export, budgets=[]),
+    )
+
+
+def _measure_dense(
+    study: ConversionStudy, recipe: DeltaEncoderRecipe, folder: Path
 ) -> Mapping[str, Any]:
     """Evaluate the dense model at both budgets, once."""
-    file = output / f"source-{seed}.json"
+    place = Path(recipe.output_dir) / START_FOLDER
+    file = place / METRICS_FILE
     if not file.is_file():
-        config = read_checkpoint("models", str(model_folder(folder)))
-        if config.delta_kind != "dense":
-            raise ModelFolderError(f"{folder} has a delta of {config.delta_kind}; give a dense one")
+        place.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, place)
         run = open_run(folder, study.overrides)
-        section = _measuring(run.recipe.evaluation, config, study.forms[0])
-        recipe = replace(run.recipe, evaluation=section)
-        write_json(file, evaluate_run(run._replace(recipe=recipe)))
+        measuring = replace(run.recipe, evaluation=recipe.evaluation)
+        write_json(file, evaluate_run(run._replace(recipe=measuring)))
     return read_evaluation(file)
 
 
-def _cell_recipe(
-    study: ConversionStudy, folder: Path, form: str, start: str, seed: int, output: Path
+def cell_recipe(
+    dense: DeltaEncoderRecipe, form: str, start: str, seed: int, output: Path
 ) -> DeltaEncoderRecipe:
-    """Return the recipe of one run; the fresh control starts from a model that is written here."""
+    """Return the recipe of one run; the fresh control starts from a model written for it."""
     place = output / f"{start}-{form.replace(' ', '-')}-{seed}"
-    dense = model_folder(folder)
-    config = read_checkpoint("models", str(dense))
-    settings, source = _settings(config, form), dense
-    if start == FRESH:
-        source = place / FRESH_FOLDER
-        if not source.is_dir():
-            _write_fresh(dense, settings, seed, source)
-    saved = of_family(load_saved_recipe(folder, study.overrides), DeltaEncoderRecipe)
+    settings = _settings(read_checkpoint("models", str(dense.model.init_from)), form)
     recipe = replace(
-        saved,
+        dense,
         output_dir=str(place),
         seed=seed,
         model=replace(
-            saved.model,
-            init_from=str(source),
+            dense.model,
+            init_from=dense.model.init_from if start == CONVERTED else str(place / FRESH_FOLDER),
             convert_delta=start == CONVERTED,
             delta=settings["delta_kind"],
             delta_rank=settings["delta_rank"],
-            delta_atoms=settings.get("delta_atoms", saved.model.delta_atoms),
+            delta_atoms=settings.get("delta_atoms", dense.model.delta_atoms),
             base_heads=settings["base_attention_heads"],
             base_ratio=0.5,
         ),
-        training=replace(
-            saved.training, only="deltas", epochs=None, max_steps=study.steps, eval_steps=None
-        ),
-        evaluation=_measuring(saved.evaluation, config, form),
-        export=replace(saved.export, budgets=[]),
+        training=replace(dense.training, only="deltas"),
     )
     validate(recipe)
     return recipe
 
 
-def _write_fresh(dense: Path, settings: dict[str, Any], seed: int, folder: Path) -> None:
-    """Write the dense model with a delta that was drawn anew around the same base slice."""
-    set_seed(seed)
-    model = convert_delta(load_encoder(str(dense)), **settings).model
-    for block in model.base_model.deltas.blocks.values():
-        block.reset(model.config.initializer_range)
-    export_elastic(model, load_tokenizer(dense), folder)
+def _write_fresh(recipe: DeltaEncoderRecipe, dense: DeltaEncoderRecipe, form: str) -> None:
+    """Write the dense model with a delta that is drawn anew around the same base slice."""
+    folder, source = Path(str(recipe.model.init_from)), str(dense.model.init_from)
+    if folder.is_dir():
+        return
+    model = load_encoder(source)
+    fresh = convert_delta(model, fits=False, **_settings(model.config, form)).model
+    set_seed(recipe.seed)
+    for block in fresh.base_model.deltas.blocks.values():
+        block.reset(fresh.config.initializer_range)
+    export_elastic(fresh, load_tokenizer(Path(source)), folder)
 
 
-def _measuring(section: EvaluationSection, config: Any, form: str) -> EvaluationSection:
-    """Return what is measured: the base slice and the largest budget, nothing else."""
-    budgets = [str(budget) for budget in _measured_budgets(config, form)]
-    return replace(section, budgets=budgets, latency=False)
+def _share_held(recipe: DeltaEncoderRecipe, dense: DeltaEncoderRecipe, form: str) -> float:
+    """Return how much of the dense delta its conversion holds, mean over the matrices."""
+    file = Path(recipe.output_dir) / HELD_FILE
+    if not file.is_file():
+        model = load_encoder(str(dense.model.init_from))
+        lost = convert_delta(model, **_settings(model.config, form)).lost
+        write_json(file, {kind: 1 - share for kind, share in lost.items()})
+    held = json.loads(file.read_text(encoding="utf-8"))
+    return float(sum(held.values()) / len(held))
 
 
 def _summary(
     study: ConversionStudy,
+    dense: Mapping[int, DeltaEncoderRecipe],
     references: Mapping[int, Mapping[str, Any]],
-    cells: Mapping[str, Mapping[str, Sequence[Run]]],
+    cells: Runs,
     held: Mapping[str, Sequence[float]],
-    config: Any,
 ) -> dict[str, Any]:
     form = study.forms[0]
+    config = read_checkpoint("models", str(next(iter(dense.values())).model.init_from))
     base, largest = _measured_budgets(config, form)
     ends = {seed: (_loss(found, base), _loss(found, largest)) for seed, found in references.items()}
     runs = [run for starts in cells.values() for of_start in starts.values() for run in of_start]
@@ -261,13 +306,18 @@ def _bytes(config: Any) -> dict[str, int]:
 def _losses_of(
     runs: Sequence[Run], ends: Mapping[int, tuple[float, float]], largest: DeltaBudget
 ) -> dict[str, Any]:
-    """Return cross-entropy and recovered share of the dense gain, before and after training."""
+    """Return cross-entropy and recovered share of the dense gain, before and after training.
+
+    The share is None where a dense delta gains nothing.
+    """
+    gains = {seed: base - whole for seed, (base, whole) in ends.items()}
+    has_gain = all(gain > 0 for gain in gains.values())
     found: dict[str, Any] = {}
     for when in ("before", "after"):
         losses = {run.seed: _loss(getattr(run, when), largest) for run in runs}
-        shares = [(ends[s][0] - loss) / (ends[s][0] - ends[s][1]) for s, loss in losses.items()]
         found[when] = interval(list(losses.values()))
-        found[f"recovered_{when}"] = interval(shares)
+        shares = [(ends[s][0] - loss) / gains[s] for s, loss in losses.items()] if has_gain else []
+        found[f"recovered_{when}"] = interval(shares) if has_gain else None
     return found
 
 
@@ -281,7 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", help="folder of a run with a dense delta, with {seed} in it")
+    parser.add_argument("models", help="folder of a run with a dense delta, {seed} for the seed")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run")

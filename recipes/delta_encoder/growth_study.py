@@ -130,7 +130,7 @@ def run_growth_study(study: GrowthStudy, output: Path) -> Path:
     }
     for recipe in (recipe for of_start in cells.values() for recipe in of_start.values()):
         check_checkpoints(recipe)
-        _check_kept(recipe)
+        check_kept(recipe)
     results: dict[str, list[Run]] = {}
     for seed in study.seeds:
         for start in study.starts:
@@ -300,7 +300,7 @@ def _require_tokenizer(plan: Study, folder: Path) -> None:
         )
 
 
-def _check_kept(recipe: DeltaEncoderRecipe) -> None:
+def check_kept(recipe: DeltaEncoderRecipe) -> None:
     """Refuse to go on beside a run of another recipe, or one that was measured otherwise.
 
     Raises:

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from ...configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ...configuration.delta_budget import DeltaBudget
 from ...configuration.delta_lattice import meet_of
-from ...modeling.delta_conversion import SETTINGS
+from ...modeling.delta_conversion import SETTINGS, delta_form
 from ...modeling.hierarchical_growth import read_config, small_budget
 from ..budget_validation import check_trained_budgets
 from ..cli_errors import ModelFolderError, UsageError
@@ -189,6 +189,8 @@ def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
         for name, value in wanted.items()
         if getattr(config, name) != value and name not in kept
     }
+    if converts and _same_form(config, added):
+        added = {name: value for name, value in added.items() if name not in SETTINGS}
     others = [name for name in added if not (converts and name in SETTINGS)]
     if others and recipe.training.only is not None:
         # It would not be trained, and the model would not be the one a pack is made for.
@@ -199,6 +201,12 @@ def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
             f"set model.{name} to that"
         )
     return added
+
+
+def _same_form(config: Any, added: dict[str, Any]) -> bool:
+    """Whether what is added leaves the delta as it is, say with one number for equal ones."""
+    form = {name: value for name, value in added.items() if name in SETTINGS}
+    return delta_form(type(config)(**{**config.to_dict(), **form})) == delta_form(config)
 
 
 def grown_budgets(

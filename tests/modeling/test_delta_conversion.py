@@ -94,15 +94,62 @@ def test_the_base_slice_may_be_given() -> None:
     torch.testing.assert_close(_logits(again), _logits(plain), rtol=1e-4, atol=1e-4)
 
 
-def test_layers_may_have_different_channels() -> None:
+@pytest.mark.parametrize("kind", BUILT)
+def test_layers_may_have_different_channels(kind: str) -> None:
+    """What is lost counts the channels that a layer has, not those of the widest one."""
     sizes = {"intermediate_size": [48, 32, 40, 48], "base_intermediate_size": [24, 16, 24, 20]}
     model = lively_model(**sizes)
-    for kind in BUILT:
-        converted, lost = convert_delta(
-            model, delta_kind=kind, delta_rank=FULL_RANK, delta_atoms=4
-        )
-        assert max(lost.values()) < 1e-9
-        torch.testing.assert_close(_logits(converted), _logits(model), rtol=1e-4, atol=1e-4)
+    converted, lost = convert_delta(model, delta_kind=kind, delta_rank=FULL_RANK, delta_atoms=4)
+    assert max(lost.values()) < 1e-9
+    torch.testing.assert_close(_logits(converted), _logits(model), rtol=1e-4, atol=1e-4)
+    rough, lost = convert_delta(model, delta_kind=kind, delta_rank=3, delta_atoms=3)
+    tails = rough.base_model.deltas(DeltaBudget.full(rough.config).shape(rough.config))
+    error = norm = 0.0
+    for layer, base in enumerate(sizes["base_intermediate_size"]):
+        wanted = model.base_model.layers[layer].mlp.up.weight[base:]
+        error += (tails[layer]["up"] - wanted).square().sum().item()
+        norm += wanted.square().sum().item()
+    assert lost["up"] == pytest.approx(error / norm, rel=1e-4)
+
+
+def test_without_a_change_it_is_a_copy() -> None:
+    model = lively_model(delta_kind="dictionary").train()
+    copy, lost = convert_delta(model, base_intermediate_size=[24, 24, 24, 24])
+    assert lost == {} and copy.training and copy is not model
+    for name, value in model.state_dict().items():
+        assert torch.equal(copy.state_dict()[name], value), name
+
+
+def test_a_dictionary_finds_its_place_in_a_larger_one() -> None:
+    """Exactly, where a fit from nothing would end in a local minimum; added parts can learn."""
+    model = lively_model(delta_kind="dictionary")
+    larger, lost = convert_delta(model, delta_rank=5, delta_atoms=4)
+    assert max(lost.values()) < 1e-10
+    torch.testing.assert_close(_logits(larger), _logits(model), rtol=1e-5, atol=1e-5)
+    ids, documents = packed_rows()
+    labels = some_labels(ids, documents)
+    larger(input_ids=ids, attention_mask=documents, labels=labels).loss.backward()
+    for block in larger.base_model.deltas.blocks.values():
+        assert (block.coefficients.grad.abs().sum(0) > 0).all()
+        assert (block.atoms_out.grad[:3].abs().sum(1) > 0).all()
+
+
+def test_mode_budget_and_attention_stay() -> None:
+    model = lively_model()
+    model.set_attn_implementation("eager")
+    model.set_budget(SMALL_BUDGET)
+    converted, _ = convert_delta(model, delta_kind="low_rank", delta_rank=2)
+    assert converted.active_budget == SMALL_BUDGET
+    assert converted.config._attn_implementation == "eager"
+    assert torch.equal(_logits(converted), _logits(model))
+
+
+def test_a_fresh_delta_has_no_effect() -> None:
+    model = lively_model()
+    fresh, lost = convert_delta(model, fits=False, delta_kind="low_rank", delta_rank=2)
+    assert lost == {}
+    whole_base = DeltaBudget.parse("0.5:2:4")
+    torch.testing.assert_close(_logits(fresh), _logits(model, whole_base), rtol=1e-5, atol=1e-5)
 
 
 def test_heads_on_top_and_dtype_stay() -> None:
@@ -112,7 +159,9 @@ def test_heads_on_top_and_dtype_stay() -> None:
     converted, _ = convert_delta(model, delta_kind="low_rank", delta_rank=4)
     assert type(converted) is DeltaEncoderForSequenceClassification
     assert converted.dtype == torch.bfloat16
-    assert torch.equal(converted.classifier.weight, model.classifier.weight)
+    ids, documents = packed_rows()
+    asked = {"input_ids": ids, "attention_mask": documents, "budget": SMALL_BUDGET}
+    assert torch.equal(converted(**asked).logits, model(**asked).logits)
 
 
 def test_low_rank_is_the_nearest_of_its_rank() -> None:
@@ -124,14 +173,14 @@ def test_low_rank_is_the_nearest_of_its_rank() -> None:
 
 
 def test_a_dictionary_is_found_again() -> None:
-    """Matrices that two atoms of rank 1 built are held by two fitted atoms, nearly."""
+    """Matrices that two atoms of rank 1 built are held by two fitted atoms."""
     generator = torch.Generator().manual_seed(3)
     source = _dictionary(atoms=2, rank=1, layers=6)
     for parameter in source.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     wanted = source(6, 7, 5)
     error = fit_block(_dictionary(atoms=2, rank=1, layers=6), wanted)
-    assert error.square().sum() < 0.01 * wanted.square().sum()
+    assert error.square().sum() < 1e-3 * wanted.square().sum()
 
 
 def test_more_atoms_never_fit_worse() -> None:
@@ -145,19 +194,20 @@ def test_more_atoms_never_fit_worse() -> None:
 
 
 def test_what_holds_nothing_can_still_be_trained() -> None:
-    """More rank and atoms than there is to hold: one side stays random, and has a gradient."""
+    """More ranks and atoms than there is to hold: one side stays random, and has a gradient."""
     wanted = torch.zeros(3, 7, 5, dtype=torch.float64)
     wanted[:, 0, 0] = torch.tensor([1.0, 2.0, 3.0])
     for block in (_low_rank(3), _dictionary(2, 2)):
         assert fit_block(block, wanted).abs().max() < 1e-9
         block.requires_grad_(True)
-        target = _wanted()
-        loss = (block(3, 7, 5) - target).square().sum()
-        loss.backward()
+        (block(3, 7, 5) - _wanted()).square().sum().backward()
         if isinstance(block, LowRankBlock):
             assert (block.factor_out.grad.abs().sum((0, 1)) > 0).all()
         else:
             assert (block.coefficients.grad.abs().sum(0) > 0).all()
+            # Of the one atom that holds something; the other one wakes up with its coefficients.
+            [held] = block.coefficients.any(0).nonzero()
+            assert (block.atoms_out.grad[held].abs().sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("target", BUILT)
@@ -176,9 +226,13 @@ def test_the_result_does_not_depend_on_the_random_state() -> None:
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        found.append(convert_delta(model, delta_kind="dictionary", delta_rank=2, delta_atoms=2))
+        before = torch.get_rng_state()
+        found.append(convert_delta(model, delta_kind="dictionary", delta_rank=2, delta_atoms=9))
+        assert torch.equal(torch.get_rng_state(), before)
     assert found[0].lost == found[1].lost
-    assert torch.equal(_logits(found[0].model), _logits(found[1].model))
+    first, second = (each.model.state_dict() for each in found)
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
 
 
 def test_impossible_settings_are_refused() -> None:
@@ -187,3 +241,6 @@ def test_impossible_settings_are_refused() -> None:
         convert_delta(model, hidden_size=3)
     with pytest.raises(ValueError, match="delta_rank 0"):
         convert_delta(model, delta_kind="low_rank", delta_rank=0)
+    model.base_model.layers[1].mlp.up.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"mlp\.up of layer 1 has a value that is not finite"):
+        convert_delta(model, delta_kind="low_rank", delta_rank=2)

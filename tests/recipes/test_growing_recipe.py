@@ -266,8 +266,8 @@ def test_the_delta_of_a_checkpoint_is_converted_where_asked(
         logits(model, budget="0.5:2:3"), logits(start, budget="0.5:2:3"), rtol=1e-5, atol=1e-5
     )
     is_exact = torch.allclose(logits(model), logits(start), rtol=1e-4, atol=1e-4)
-    holds_all = asked == "dense" or asked == source == "low_rank"
-    assert is_exact == holds_all
+    # Rank 3 instead of 2 holds what its own kind held, and a part of what another did.
+    assert is_exact == (asked in ("dense", source))
     build_trainer(recipe, model, data).train()
 
 
