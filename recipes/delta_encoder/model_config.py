@@ -123,6 +123,9 @@ def delta_settings(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
     Args:
         recipe: a validated recipe.
         config: configuration with the sizes of the whole model.
+
+    Raises:
+        UsageError: for a base slice with more heads than the model.
     """
     section = recipe.model
     settings: dict[str, Any] = {
@@ -132,6 +135,12 @@ def delta_settings(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
     }
     settings = {name: value for name, value in settings.items() if value}
     if has_base_slice(recipe):
+        most = config.num_attention_heads
+        if section.base_heads is not None and section.base_heads > most:
+            raise UsageError(
+                f"model.base_heads is {section.base_heads}, it must be in 1..{most}, the heads of "
+                f"the model; set model.base_heads={max(1, most // 2)}"
+            )
         heads, base = base_slice(section, config.num_attention_heads, config.intermediate_sizes())
         settings["base_intermediate_size"] = base[0] if len(set(base)) == 1 else base
         settings["base_attention_heads"] = heads

@@ -282,6 +282,10 @@ def test_a_converted_delta_is_trained_alone(tmp_path: Path, tiny_tokenizer: Any)
     with pytest.raises(UsageError, match=r"set model\.delta=dense, or model\.convert_delta=true"):
         check_checkpoints(tiny_plus(tmp_path, *asked))
     recipe = tiny_plus(tmp_path, *asked, "model.convert_delta=true")
+    with pytest.raises(UsageError, match=r"base_heads is 9, .* 1\.\.4.*set model\.base_heads=2"):
+        check_checkpoints(
+            tiny_plus(tmp_path, *asked, "model.convert_delta=true", "model.base_heads=9")
+        )
     check_checkpoints(recipe)
     model = build_model(recipe, data)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
