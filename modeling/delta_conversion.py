@@ -90,7 +90,7 @@ def convert_delta(model: Any, *, fits: bool = True, **settings: Any) -> Converte
         torch.manual_seed(SEED)
         new = type(model)(config)
     new.to(device=model.device, dtype=model.dtype)
-    if delta_form(config) == delta_form(model.config):
+    if fits and delta_form(config) == delta_form(model.config):
         new.load_state_dict(model.state_dict())
         lost: dict[str, float] = {}
     else:

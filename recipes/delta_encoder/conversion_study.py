@@ -39,7 +39,7 @@ from .evaluate import evaluate_run
 from .evaluation_inputs import open_run
 from .finetune_settings import check_seeds
 from .growth_study import SEED, START_FOLDER, check_kept, run_cell
-from .growth_summary import Run
+from .growth_summary import Run, loss_at
 from .model_config import check_checkpoints, read_checkpoint
 from .study_deltas import base_budget, size_of_delta
 from .study_summary import interval
@@ -259,7 +259,7 @@ def _summary(
     form = study.forms[0]
     config = read_checkpoint("models", str(next(iter(dense.values())).model.init_from))
     base, largest = _measured_budgets(config, form)
-    ends = {seed: (_loss(found, base), _loss(found, largest)) for seed, found in references.items()}
+    ends = {seed: (loss_at(found, str(base)), loss_at(found, str(largest))) for seed, found in references.items()}
     runs = [run for starts in cells.values() for of_start in starts.values() for run in of_start]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -280,7 +280,7 @@ def _summary(
                 **{start: _losses_of(of_it, ends, largest) for start, of_it in starts.items()},
                 "converted_minus_fresh": interval(
                     [
-                        _loss(a.after, largest) - _loss(b.after, largest)
+                        loss_at(a.after, str(largest)) - loss_at(b.after, str(largest))
                         for a, b in zip(starts[CONVERTED], starts[FRESH], strict=True)
                     ]
                 ),
@@ -314,16 +314,11 @@ def _losses_of(
     has_gain = all(gain > 0 for gain in gains.values())
     found: dict[str, Any] = {}
     for when in ("before", "after"):
-        losses = {run.seed: _loss(getattr(run, when), largest) for run in runs}
+        losses = {run.seed: loss_at(getattr(run, when), str(largest)) for run in runs}
         found[when] = interval(list(losses.values()))
         shares = [(ends[s][0] - loss) / gains[s] for s, loss in losses.items()] if has_gain else []
         found[f"recovered_{when}"] = interval(shares) if has_gain else None
     return found
-
-
-def _loss(evaluation: Mapping[str, Any], budget: DeltaBudget) -> float:
-    [found] = [one for one in evaluation["budgets"] if one["budget"] == str(budget)]
-    return float(found["cross_entropy"])
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def summarise_starts(results: Results, named: Mapping[str, str]) -> dict[str, An
 
 
 def _losses(runs: Sequence[Run], named: Mapping[str, str], when: str) -> dict[str, list[float]]:
-    return {name: [_loss(getattr(run, when), b) for run in runs] for name, b in named.items()}
+    return {name: [loss_at(getattr(run, when), b) for run in runs] for name, b in named.items()}
 
 
 def _less(
@@ -65,7 +65,7 @@ def _less(
     }
 
 
-def _loss(evaluation: Mapping[str, Any], budget: str) -> float:
+def loss_at(evaluation: Mapping[str, Any], budget: str) -> float:
     """Return the cross-entropy of a budget."""
     [found] = [entry for entry in evaluation["budgets"] if entry["budget"] == budget]
     return float(found["cross_entropy"])

@@ -49,7 +49,7 @@ def test_a_built_delta_is_stored_exactly(source: str) -> None:
     dense, lost = convert_delta(model, delta_kind="dense")
     assert dense.config.delta_kind == "dense" and dense.base_model.deltas is None
     assert lost == {}
-    for budget in (DeltaBudget.full(model.config), SMALL_BUDGET):
+    for budget in model.config.budget_list():
         torch.testing.assert_close(
             _logits(dense, budget), _logits(model, budget), rtol=1e-5, atol=1e-5
         )
@@ -145,8 +145,9 @@ def test_mode_budget_and_attention_stay() -> None:
 
 
 def test_a_fresh_delta_has_no_effect() -> None:
-    model = lively_model()
-    fresh, lost = convert_delta(model, fits=False, delta_kind="low_rank", delta_rank=2)
+    """Of a form that is built already, too."""
+    model = lively_model(delta_kind="low_rank", delta_rank=2)
+    fresh, lost = convert_delta(model, fits=False)
     assert lost == {}
     whole_base = DeltaBudget.parse("0.5:2:4")
     torch.testing.assert_close(_logits(fresh), _logits(model, whole_base), rtol=1e-5, atol=1e-5)

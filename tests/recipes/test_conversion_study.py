@@ -21,23 +21,15 @@ from nestling.recipes.delta_encoder.train import train
 from nestling.recipes.evaluation_file import read_evaluation
 from nestling.recipes.recipe_loader import load_recipe
 from nestling.trainers.losses.masked_lm import IGNORED_LABEL
+from tiny_run import TINY_RUN
 
-SETTINGS = [
-    "recipe=delta_encoder/tiny",
-    "training.max_steps=6",
-    "data.max_bytes=100000",
-    "evaluation.batches=2",
-    "evaluation.latency=false",
-    "evaluation.bootstrap_samples=2",
-    "export.budgets=[]",
-]
 FORMS = ("low-rank 4", "dictionary 8x8")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dense") / "model-0"
-    train(load_recipe([*SETTINGS, f"output_dir={folder}"]))
+    train(load_recipe([*TINY_RUN, f"output_dir={folder}"]))
     return folder
 
 

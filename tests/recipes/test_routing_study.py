@@ -20,23 +20,15 @@ from nestling.recipes.delta_encoder.routing_table import routing_table
 from nestling.recipes.delta_encoder.train import train
 from nestling.recipes.recipe_loader import load_recipe
 from nestling.trainers.losses.masked_lm import IGNORED_LABEL, token_losses
+from tiny_run import TINY_RUN
 
-SETTINGS = [
-    "recipe=delta_encoder/tiny",
-    "training.max_steps=6",
-    "data.max_bytes=100000",
-    "evaluation.batches=2",
-    "evaluation.latency=false",
-    "evaluation.bootstrap_samples=2",
-    "export.budgets=[]",
-]
 ROUTED = ["model.token_routing=true", "loss.preview_weight=1"]
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("routed")
-    train(load_recipe([*SETTINGS, *ROUTED, f"output_dir={folder}"]))
+    train(load_recipe([*TINY_RUN, *ROUTED, f"output_dir={folder}"]))
     return folder
 
 
@@ -123,7 +115,7 @@ def test_scores_are_what_the_rules_say(run_folder: Path) -> None:
 
 
 def test_a_model_without_preview_is_refused(tmp_path: Path) -> None:
-    train(load_recipe([*SETTINGS, f"output_dir={tmp_path}", "training.max_steps=1"]))
+    train(load_recipe([*TINY_RUN, f"output_dir={tmp_path}", "training.max_steps=1"]))
     with pytest.raises(ModelFolderError, match="no preview network"):
         run_routing_study([tmp_path], [0.5])
 
