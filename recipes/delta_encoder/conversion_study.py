@@ -258,14 +258,14 @@ def _summary(
 ) -> dict[str, Any]:
     form = study.forms[0]
     config = read_checkpoint("models", str(next(iter(dense.values())).model.init_from))
-    base, largest = _measured_budgets(config, form)
-    ends = {seed: (loss_at(found, str(base)), loss_at(found, str(largest))) for seed, found in references.items()}
+    base, largest = (str(budget) for budget in _measured_budgets(config, form))
+    ends = {seed: (loss_at(one, base), loss_at(one, largest)) for seed, one in references.items()}
     runs = [run for starts in cells.values() for of_start in starts.values() for run in of_start]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
-        "base": str(base),
-        "largest": str(largest),
+        "base": base,
+        "largest": largest,
         "steps": study.steps,
         "seeds": list(study.seeds),
         "dense": {
@@ -280,7 +280,7 @@ def _summary(
                 **{start: _losses_of(of_it, ends, largest) for start, of_it in starts.items()},
                 "converted_minus_fresh": interval(
                     [
-                        loss_at(a.after, str(largest)) - loss_at(b.after, str(largest))
+                        loss_at(a.after, largest) - loss_at(b.after, largest)
                         for a, b in zip(starts[CONVERTED], starts[FRESH], strict=True)
                     ]
                 ),
@@ -304,7 +304,7 @@ def _bytes(config: Any) -> dict[str, int]:
 
 
 def _losses_of(
-    runs: Sequence[Run], ends: Mapping[int, tuple[float, float]], largest: DeltaBudget
+    runs: Sequence[Run], ends: Mapping[int, tuple[float, float]], largest: str
 ) -> dict[str, Any]:
     """Return cross-entropy and recovered share of the dense gain, before and after training.
 
@@ -314,7 +314,7 @@ def _losses_of(
     has_gain = all(gain > 0 for gain in gains.values())
     found: dict[str, Any] = {}
     for when in ("before", "after"):
-        losses = {run.seed: loss_at(getattr(run, when), str(largest)) for run in runs}
+        losses = {run.seed: loss_at(getattr(run, when), largest) for run in runs}
         found[when] = interval(list(losses.values()))
         shares = [(ends[s][0] - loss) / gains[s] for s, loss in losses.items()] if has_gain else []
         found[f"recovered_{when}"] = interval(shares) if has_gain else None
