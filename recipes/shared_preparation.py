@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .cli_errors import UsageError
 from .data.manifest import MANIFEST_FILE, Manifest
 
 POLL_SECONDS = 0.5
@@ -17,6 +18,20 @@ POLL_SECONDS = 0.5
 def is_first_process() -> bool:
     """Whether this is rank 0, or the only process."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def require_one_process(command: str) -> None:
+    """Refuse to run where a launcher has started several processes.
+
+    Raises:
+        UsageError: if there are several.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise UsageError(
+            f"{command} runs in one process, and WORLD_SIZE={processes} says that a launcher "
+            "started several; start it without one"
+        )
 
 
 def wait_until_prepared(folder: Path) -> None:

@@ -41,6 +41,8 @@ class NestlingTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns."})
     # Every step trains the largest budget, so no parameter is ever unused.
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "DDP."})
+    # The others wait while the first process measures and exports every budget.
+    ddp_timeout: int = field(default=86400, metadata={"help": "Seconds to wait for others."})
 
     lr_multipliers: dict[str, float] = field(
         default_factory=dict, metadata={"help": "Regex on parameter names -> lr multiplier."}

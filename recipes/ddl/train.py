@@ -1,6 +1,5 @@
 """The main job of the family: train one decoder or all six variants, measure, export slices."""
 
-import gc
 import logging
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,7 @@ from ...configuration.budget import BudgetError
 from ...configuration.ddl_settings import VARIANTS
 from ...modeling.families import register_families
 from ...modeling.modeling_ddl import DdlForCausalLM
+from ...trainers.process_group import leave_process_group, wait_for_all_processes
 from ..cli_errors import UsageError
 from ..data.causal_corpus import build_streams, prepare_streams
 from ..data.documents import SPLITS
@@ -73,7 +73,10 @@ def train(recipe: DdlRecipe, resume: bool = False) -> TrainReport:
         UsageError: if ``output_dir`` holds another run and ``resume`` is off.
         DataError: if the data cannot be used.
     """
-    return _train_one(recipe, resume)[0]
+    report = _train_one(recipe, resume)[0]
+    # A process that leaves early takes the others down with it.
+    leave_process_group()
+    return report
 
 
 def train_all_variants(recipe: DdlRecipe, resume: bool = False) -> TrainReport:
@@ -116,9 +119,12 @@ def train_all_variants(recipe: DdlRecipe, resume: bool = False) -> TrainReport:
         report, record = _train_one(one, resume)
         rows += [{"variant": slug, **row} for row in report.rows]
         reports += [] if record is None else [record]
+        # All variants share one process group; torch cannot start a second one under a launcher.
+        wait_for_all_processes()
     written = {"runs": root}
     if is_first_process():
         written["comparison"] = write_training_comparison(root, reports)
+    leave_process_group()
     return TrainReport(rows, written)
 
 
@@ -182,11 +188,6 @@ def _train_one(recipe: DdlRecipe, resume: bool) -> tuple[TrainReport, TrainingRe
             best=None if best is None else partial(DdlForCausalLM.from_pretrained, best),
         )
         record = write_run_record(recipe, trainer, streams)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
-    # Reference cycles keep the process group's threads alive; at exit they would abort the process.
-    del trainer, model
-    gc.collect()
     return report, record
 
 

@@ -45,6 +45,7 @@ from ..evaluation_file import KIND, write_json
 from ..evaluation_file import SCHEMA_VERSION as EVALUATION_VERSION
 from ..precision import has_accelerator, has_fast_bf16
 from ..saved_model import model_folder
+from ..shared_preparation import require_one_process
 from .finetune_model import (
     has_order,
     load_source,
@@ -88,12 +89,14 @@ def finetune(
         The summary file.
 
     Raises:
-        UsageError: If ``output`` holds seeds of other settings, or a setting is impossible.
+        UsageError: If ``output`` holds seeds of other settings, a setting is impossible, or a
+            launcher has started several processes.
         DataError: If the task cannot be read.
         ModelFolderError: If the folder holds no model to start from.
     """
     settings.validate()
     check_seeds(seeds)
+    require_one_process("finetune")
     results = [finetune_seed(settings, seed, output / f"seed-{seed}") for seed in seeds]
     summary = summarise(results)
     summary["environment"] = environment_block(seeds)

@@ -1,6 +1,5 @@
 """The main job of the family: train one nested encoder, measure every budget, export slices."""
 
-import gc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from transformers import set_seed
 
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ...modeling.families import register_families
+from ...trainers.process_group import leave_process_group
 from ..data.corpus import build_data, prepare_data
 from ..recipe_loader import SAVED_NAME, load_saved_recipe, of_family, save_recipe
 from ..recipe_schema import DeltaEncoderRecipe
@@ -87,11 +87,8 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
             delta_token_ratio=recipe.export.delta_token_ratio,
         )
     # A process that leaves early takes the others down with it.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
-    # Reference cycles keep the process group's threads alive; at exit they would abort the process.
     del trainer, model
-    gc.collect()
+    leave_process_group()
     return report
 
 

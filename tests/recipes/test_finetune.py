@@ -367,3 +367,13 @@ def test_the_command_line_fills_in_the_settings(
         sort_units="after", evaluate=("smallest",),
     )  # fmt: skip
     assert seen == [(expected, [0, 1], tmp_path, ["0.5:2:2"])]
+
+
+def test_several_processes_are_refused(
+    nested: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would write into one folder at a time."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="WORLD_SIZE=2"):
+        finetune(settings_of(nested, data), [0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

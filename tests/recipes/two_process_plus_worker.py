@@ -1,10 +1,9 @@
 """Started by torchrun in `test_two_process_plus.py`: a few steps on two gloo ranks."""
 
-import gc
 import sys
 from pathlib import Path
 
-import torch
+from nestling.trainers.process_group import leave_process_group
 from safetensors.torch import save_file
 from tiny_plus import plus_trainer, tiny_plus
 from transformers import AutoTokenizer
@@ -22,11 +21,8 @@ def main(folder: Path, tokenizer: Path, changes: list[str]) -> None:
             weights["threshold"] = trainer.threshold.threshold
         save_file(weights, folder / "weights.safetensors")
         trainer.state.save_to_json(str(folder / "state.json"))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    # Cycles would keep gloo's threads beyond the interpreter, as in the worker of the trainers.
     del trainer
-    gc.collect()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -258,20 +258,38 @@ def test_spectra_rest_on_as_many_batches_as_asked(tmp_path: Path) -> None:
     assert counted == {measured} == {3 * 4 * 32}
 
 
-def test_two_processes_learn_what_one_learns(ddl_run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "together"
-    shutil.copytree(ddl_run / "data", folder / "data")
+def launch(*words: str) -> None:
+    """Train in two processes."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
-        *("--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "-m", "nestling.recipes"),
-        *("train", "recipe=ddl/tiny", f"output_dir={folder}", "training.batch_size=2"),
-        "export.budgets=[]",
+        *("--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"),
+        *("-m", "nestling.recipes", "train", *words),
     ]
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"
     }  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-6000:]
+
+
+def test_a_sweep_runs_in_two_processes(tmp_path: Path) -> None:
+    """The variants share one process group; a second one would wait for ever."""
+    launch(
+        "recipe=ddl/tiny", "--all-variants", f"output_dir={tmp_path}", "data.max_bytes=60000",
+        "training.batch_size=2", "training.max_steps=1", "training.eval_steps=null",
+        "model.value_budgets=[]", "model.depth_budgets=[]", "export.budgets=[]",
+        "evaluation.batches=1", "evaluation.bootstrap_samples=2",
+    )  # fmt: skip
+    reports = read_training_comparison(tmp_path / "training_comparison.json")
+    assert [one["variant"] for one in reports] == list(VARIANTS)
+
+
+def test_two_processes_learn_what_one_learns(ddl_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "together"
+    shutil.copytree(ddl_run / "data", folder / "data")
+    launch(
+        "recipe=ddl/tiny", f"output_dir={folder}", "training.batch_size=2", "export.budgets=[]"
+    )
     alone, together = (
         load_file(place / "checkpoint-20" / "model.safetensors") for place in (ddl_run, folder)
     )
