@@ -131,6 +131,11 @@ def _check_terms(recipe: DeltaEncoderRecipe) -> None:
                     f"training.budgets_per_step>={COMPARED[key]} (now "
                     f"{training.budgets_per_step}) or {key}=0"
                 )
+    if loss.largest_share is None and loss.largest_share_end is not None:
+        raise UsageError(
+            f"loss.largest_share_end is {loss.largest_share_end}, but there is no share that moves "
+            "there; set loss.largest_share too, or loss.largest_share_end=null"
+        )
     if training.budget_sampling == "random":
         if loss.largest_share is not None:
             raise UsageError(

@@ -41,6 +41,7 @@ _SHARES = {
     "training.survival_alpha": "[0, 1]",
     "training.largest_alone": "[0, 1)",
     "loss.largest_share": "(0, 1)",
+    "loss.largest_share_end": "(0, 1)",
     "training.adam_beta1": "[0, 1)",
     "training.adam_beta2": "[0, 1)",
 }

@@ -24,6 +24,7 @@ from .losses.budget_penalty import ThresholdController, score_quantile
 from .losses.distillation import require_quiet_teacher
 from .losses.masked_lm import IGNORED_LABEL, token_losses
 from .phased_sampling import expected_depth
+from .schedules import Schedule
 from .step_plan import ROUTING_TERMS, StepPlan, StepPlanner
 from .training_arguments import NestlingTrainingArguments
 
@@ -62,8 +63,8 @@ class DeltaEncoderTrainer(HookedTrainer):
         terms: Terms with their weight schedules, `masked_lm` and any others of this package.
         teacher: A masked LM with the same vocabulary. It sees each packed document on a row of
             its own, so any architecture will do. It runs in eval mode without gradient.
-        largest_share: Share of the largest budget in the masked-LM term, in (0, 1); None gives
-            every budget of a step the same.
+        largest_share: Share of the largest budget in the masked-LM term at each step, in (0, 1);
+            None gives every budget of a step the same.
         eval_budgets: Budgets that `evaluate` measures; none gives the loss of the whole model.
         kwargs: Further arguments of `HookedTrainer`.
 
@@ -80,7 +81,7 @@ class DeltaEncoderTrainer(HookedTrainer):
         planner: StepPlanner | BudgetSampler[Any],
         terms: Sequence[WeightedTerm],
         teacher: PreTrainedModel | None = None,
-        largest_share: float | None = None,
+        largest_share: Schedule | None = None,
         eval_budgets: Sequence[Any] = (),
         **kwargs: Any,
     ) -> None:
@@ -147,7 +148,7 @@ class DeltaEncoderTrainer(HookedTrainer):
         losses: dict[str, LossSum] = {}
         if "masked_lm" in self.terms:
             term = self.terms["masked_lm"].term
-            shares = shares_of_models(len(logits), self.largest_share)
+            shares = shares_of_models(len(logits), self._largest_share_at(step))
             losses["masked_lm"] = weighted_over_models([term(z, targets) for z in logits], shares)
         if weights.get("distillation"):
             losses["distillation"] = self._distil(batch, logits)
@@ -164,6 +165,11 @@ class DeltaEncoderTrainer(HookedTrainer):
             losses.update(self._routing_losses(weights, plan, output, batch))
         losses.update(weight_losses(self.terms, weights, self.model))
         return losses
+
+    def _largest_share_at(self, step: int) -> float | None:
+        if self.largest_share is None:
+            return None
+        return self.largest_share(step, self.state.max_steps)
 
     def _distil(self, batch: dict[str, Any], logits: Sequence[Tensor]) -> LossSum:
         term: Any = self.terms["distillation"].term

@@ -75,6 +75,34 @@ class CosineInterpolation:
 
 
 @dataclass(frozen=True)
+class LateRise:
+    """Stays at `start`, then moves linearly to `end` over the last part of the run.
+
+    Formula: `f(p) = start + (end - start) * max(0, 1 - (1 - p) / part)` with
+    `p = s / (total_steps - 1)`.
+
+    Args:
+        start: Value until the last part begins.
+        end: Value at the last step.
+        part: Share of the run that the move takes, in (0, 1].
+    """
+
+    start: float
+    end: float
+    part: float
+
+    def __post_init__(self) -> None:
+        """Check the part."""
+        if not 0.0 < self.part <= 1.0:
+            raise ValueError(f"part is {self.part}, it must lie in (0, 1]")
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Return the value at `step`."""
+        left = 1.0 - _progress(step, total_steps)
+        return self.start + (self.end - self.start) * max(0.0, 1.0 - left / self.part)
+
+
+@dataclass(frozen=True)
 class Phase:
     """One part of a `Phases` schedule.
 

@@ -21,6 +21,7 @@ from ...trainers.delta_encoder_trainer import DeltaEncoderTrainer
 from ...trainers.delta_weights import WEIGHT_TERMS
 from ...trainers.event_callback import PhaseCallback
 from ...trainers.masked_lm_collator import MaskedLMCollator
+from ...trainers.schedules import Constant, LateRise, Schedule
 from ...trainers.stream_sampler import PositionedRows, PositionSampler
 from ...trainers.training_arguments import NestlingTrainingArguments
 from .. import precision
@@ -30,7 +31,7 @@ from ..data.corpus import PreparedData
 from ..data.streaming import StreamingPackedRows
 from ..evaluation.row_split import split_rows
 from ..planned_sizes import lattice_of
-from ..recipe_schema import DeltaEncoderRecipe
+from ..recipe_schema import DeltaEncoderRecipe, LossSection
 from ..shared_arguments import shared_arguments
 from .budget_plan import planner_of
 from .loss_terms import WEIGHT_KEYS, loss_terms, phases_of, weight_schedules
@@ -46,6 +47,8 @@ from .model_config import (
 logger = logging.getLogger(__name__)
 
 IMPORTANCE_BATCHES = 8
+# Share of the run over which `loss.largest_share_end` is reached.
+RISING_PART = 0.25
 
 
 def build_model(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderForMaskedLM:
@@ -171,7 +174,7 @@ def build_trainer(
         planner=planner_of(recipe, model.config),
         terms=loss_terms(recipe, model.config),
         teacher=teacher,
-        largest_share=loss.largest_share,
+        largest_share=largest_share_of(loss),
         eval_budgets=select_budgets(NAMED_BUDGETS, model.config)
         if recipe.training.eval_steps
         else (),
@@ -192,6 +195,15 @@ def build_trainer(
         rows.keep_states(trainer.rows_per_step())
         trainer.stateful["stream"] = StreamPosition(rows, trainer)
     return trainer
+
+
+def largest_share_of(loss: LossSection) -> Schedule | None:
+    """Return the share of the largest budget in the masked-LM term, step by step."""
+    if loss.largest_share is None:
+        return None
+    if loss.largest_share_end is None:
+        return Constant(loss.largest_share)
+    return LateRise(loss.largest_share, loss.largest_share_end, RISING_PART)
 
 
 def watched_rows(recipe: DeltaEncoderRecipe, data: PreparedData) -> Dataset[dict[str, Any]]:

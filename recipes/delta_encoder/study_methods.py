@@ -187,6 +187,18 @@ def largest_first(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) 
     return [Run(replace(recipe, training=replace(recipe.training, largest_alone=0.5)))]
 
 
+def rising_share(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
+    """Ours, whose largest budget gets nearly all of the masked-LM loss by the end of the run.
+
+    The others are then taught by its logits alone.
+    """
+    even = 1 / recipe.training.budgets_per_step
+    loss = replace(
+        recipe.loss, largest_share=recipe.loss.largest_share or even, largest_share_end=0.97
+    )
+    return [Run(replace(recipe, loss=loss))]
+
+
 def post_hoc(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
     """Train the largest budget only; the study then sorts the units and slices."""
     return [Run(plain(recipe, [named["largest"]], "fixed", 1))]
@@ -266,6 +278,7 @@ def paired_heads(recipe: DeltaEncoderRecipe) -> list[int]:
 METHODS: dict[str, Method] = {
     NESTED: Method("ours", nested, "this repository"),
     "largest-first": Method("ours, largest first", largest_first, "this repository"),
+    "rising-share": Method("ours, share rising", rising_share, "this repository"),
     POST_HOC: Method("post-hoc slices", post_hoc, "no training of slices"),
     "matformer": Method("MatFormer", matformer, "https://arxiv.org/abs/2310.07707"),
     "dynabert": Method("DynaBERT", dyna_bert, "https://arxiv.org/abs/2004.04037"),

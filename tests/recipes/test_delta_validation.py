@@ -50,6 +50,11 @@ TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
             ["loss.cscf_weight is 0.1", "random"],
         ),
         ([TINY, "loss.largest_share=1"], ["loss.largest_share", "(0, 1)"]),
+        ([TINY, "loss.largest_share_end=1"], ["loss.largest_share_end", "(0, 1)"]),
+        (
+            [TINY, "loss.largest_share=null", "loss.largest_share_end=0.9"],
+            ["loss.largest_share_end is 0.9", "set loss.largest_share too"],
+        ),
         ([TINY, "training.survival_alpha=1.5"], ["survival_alpha", "[0, 1]"]),
         ([TINY, "training.largest_alone=1"], ["largest_alone", "[0, 1)"]),
         (

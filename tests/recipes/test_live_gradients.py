@@ -11,6 +11,7 @@ from nestling.recipes.delta_encoder.study_methods import METHODS, stages_of
 from nestling.recipes.recipe_catalogue import catalogue
 from nestling.recipes.recipe_loader import load_recipe
 from nestling.trainers.delta_encoder_trainer import DeltaEncoderTrainer
+from nestling.trainers.schedules import Constant
 from tiny_plus import PHASES, TOTAL, batch_of, plus_trainer
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
@@ -82,7 +83,7 @@ def test_the_share_of_the_largest_budget_reaches_the_trainer(
     tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
     recipe = load_recipe([*SMALL, "loss.largest_share=0.625", f"output_dir={tmp_path}"])
-    assert plus_trainer(recipe, tiny_tokenizer).largest_share == 0.625
+    assert plus_trainer(recipe, tiny_tokenizer).largest_share == Constant(0.625)
 
 
 # The sizes of every shipped recipe, cut down; what a recipe has beside its sizes stays.

@@ -46,7 +46,7 @@ NAMED = {
     "largest": DeltaBudget.parse("1.0:4:3"),
 }
 RIVALS = ("post-hoc", "matformer", "dynabert", "sortednet", "starbucks")
-OURS = ("nested", "largest-first")
+OURS = ("nested", "largest-first", "rising-share")
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +215,7 @@ def test_every_rule_is_a_valid_recipe(method: str, tmp_path: Path) -> None:
         if method not in OURS:
             assert stage.loss.largest_share is None
             assert not stage.model.exit_affine
+        assert (stage.loss.largest_share_end == 0.97) == (method == "rising-share")
     assert (stages[0].training.largest_alone == 0.5) == (method == "largest-first")
     assert sum(stage.training.max_steps or 0 for stage in stages) == 10
     assert len({stage.seed for stage in stages}) == len(stages)

@@ -56,7 +56,7 @@ def test_losses_equal_a_slow_reference(
     share: float | None, shares: list[float], tmp_path: Path
 ) -> None:
     """Averages over budgets, with a share for the largest; students are all but that one."""
-    trainer = build(tmp_path, largest_share=share)
+    trainer = build(tmp_path, largest_share=None if share is None else Constant(share))
     trainer.state.max_steps = 4
     batch = collate([TinyRows()[position] for position in range(6)])
     losses = trainer.step_losses(trainer.model, batch, 0)

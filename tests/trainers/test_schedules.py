@@ -7,6 +7,7 @@ import torch
 from nestling.trainers.schedules import (
     Constant,
     CosineInterpolation,
+    LateRise,
     LinearWarmup,
     Phase,
     Phases,
@@ -33,6 +34,15 @@ def test_cosine_interpolation_hits_both_ends() -> None:
         [0.1 + 0.4 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(5)]
     )
     assert schedule(9, 5) == pytest.approx(0.1) and schedule(0, 1) == 0.5
+
+
+def test_a_late_rise_keeps_its_start_until_the_last_part() -> None:
+    schedule = LateRise(0.6, 0.9, part=0.25)
+    assert [schedule(step, 101) for step in (0, 50, 75)] == pytest.approx([0.6] * 3)
+    assert [schedule(step, 101) for step in (80, 100)] == pytest.approx([0.66, 0.9])
+    for part in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"part is {part}"):
+            LateRise(0.6, 0.9, part)
 
 
 def test_phases_fill_the_run_without_gaps() -> None:
