@@ -34,6 +34,7 @@ from .delta_encoder.study_tables import (
     deltas_table,
     lattice_table,
     rates_table,
+    tokens_minus_table,
     tokens_table,
 )
 from .environment import PACKAGE_FOLDER
@@ -78,6 +79,7 @@ def _cell(value: object) -> str:
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "ladder": ladder_table,
     "study_tokens": tokens_table,
+    "study_tokens_minus": tokens_minus_table,
     "study_compute": compute_table,
     "study_compute_minus": compute_minus_table,
     "study_ablations": ablation_table,

@@ -14,6 +14,7 @@ _BUDGET_TERMS = (
 ABLATION_CHANGES: dict[str, tuple[str, ...]] = {
     "equal-shares": ("loss.largest_share=null",),
     "larger-share": ("loss.largest_share=0.8",),
+    "rising-share": ("loss.largest_share=0.666667", "loss.largest_share_end=0.97"),
     "no-distillation": ("loss.kd_weight=0",),
     "distillation-as-original": ("loss.kd_weight=1.0",),
     # Eight atoms of rank 8 hold as many numbers as thin matrices of rank 16 in four layers.

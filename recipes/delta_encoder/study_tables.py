@@ -70,6 +70,11 @@ def ablation_table(study: Mapping[str, Any]) -> str:
     return _minus_table(study, ABLATIONS)
 
 
+def tokens_minus_table(study: Mapping[str, Any]) -> str:
+    """Return the methods at equal tokens as differences to ours of paired seeds."""
+    return _minus_table(study, TOKENS)
+
+
 def compute_minus_table(study: Mapping[str, Any]) -> str:
     """Return the methods at equal training FLOPs as differences to ours of paired seeds."""
     return _minus_table(study, COMPUTE)

@@ -86,6 +86,15 @@ def test_the_share_of_the_largest_budget_reaches_the_trainer(
     assert plus_trainer(recipe, tiny_tokenizer).largest_share == Constant(0.625)
 
 
+def test_a_rising_share_ends_at_its_end(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    changes = ("loss.largest_share=0.6", "loss.largest_share_end=0.9")
+    share = plus_trainer(
+        load_recipe([*SMALL, *changes, f"output_dir={tmp_path}"]), tiny_tokenizer
+    ).largest_share
+    assert share is not None
+    assert [share(step, 101) for step in (0, 75, 100)] == pytest.approx([0.6, 0.6, 0.9])
+
+
 # The sizes of every shipped recipe, cut down; what a recipe has beside its sizes stays.
 SIZES = [
     "init.base=null", "init.target=null", "model.hidden_size=32", "model.head_dim=8",

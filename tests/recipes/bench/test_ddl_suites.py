@@ -12,6 +12,7 @@ from nestling.recipes.bench import (
     compressor,
     ddl_cases,
     model,
+    model_width,
     normalization,
     operator,
     spectral_snapshot,
@@ -88,6 +89,22 @@ def test_a_suite_measures_all_its_cases(suite, tmp_path):
                 row["share_of_copy"] * row["copy_gigabytes_per_second"]
             )
     assert len(case_rows(content)) == len(content["results"])
+
+
+def test_the_cost_of_a_state_is_predicted_from_one_width(tmp_path):
+    """An overhead of a quarter at d = 8 is an eighth at d = 16."""
+    settings = replace(
+        model_width.SHORT, vocab_size=32, hidden_size=8, hidden_sizes=(8, 16), head_dim=4,
+        sequence_length=8, batch_size=1, **QUICK,
+    )  # fmt: skip
+    summary = model_width.run(tmp_path / "x.json", settings)["summary"]
+    at_8, at_16 = summary.values()
+    assert "predicted" not in at_8
+    overhead = 1 / at_8["measured"] - 1
+    assert at_16["predicted"] == pytest.approx(1 / (1 + overhead / 2))
+    assert model_width.predicted_ratio(0.8, 8, 16) == pytest.approx(1 / 1.125)
+    with pytest.raises(ValueError, match="hidden_size 9"):
+        model_width.run(None, replace(settings, hidden_size=9))
 
 
 @pytest.mark.parametrize("suite", ["operator", "block", "compressor"])
