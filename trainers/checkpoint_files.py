@@ -12,7 +12,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MANIFEST_NAME = "checkpoint_files.json"
@@ -114,13 +114,23 @@ def is_disk_full(error: BaseException) -> bool:
 
 def remove_leftovers(output_dir: Path) -> None:
     """Remove what a killed save left; bring back a checkpoint that was being replaced."""
-    for path in output_dir.glob(f"{_REPLACED_PREFIX}*"):
-        target = path.with_name(path.name.removeprefix(_REPLACED_PREFIX))
-        if not target.exists():
-            os.replace(path, target)
+    bring_back_replaced(output_dir)
     for prefix in (_PARTIAL_PREFIX, _REPLACED_PREFIX):
         for path in output_dir.glob(f"{prefix}checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def bring_back_replaced(output_dir: Path) -> None:
+    """Put checkpoints back that a kill took away, between the two renames of `publish_directory`.
+
+    Nothing is removed, and all processes of a run may call this at once: one rename works, and
+    afterwards each of them finds the checkpoint.
+    """
+    for path in output_dir.glob(f"{_REPLACED_PREFIX}*"):
+        target = path.with_name(path.name.removeprefix(_REPLACED_PREFIX))
+        if not target.exists():
+            with suppress(FileNotFoundError):
+                os.replace(path, target)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

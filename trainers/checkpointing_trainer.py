@@ -57,6 +57,7 @@ class CheckpointingTrainer(Trainer):
         super().__init__(**kwargs)
         self.complete_checkpoint = complete_checkpoint
         self.stateful: dict[str, Stateful] = dict(stateful or {})
+        self._checkpoint_limit = self.args.save_total_limit
 
     # --- resuming ---
 
@@ -88,7 +89,13 @@ class CheckpointingTrainer(Trainer):
         if checkpoint is not None:
             verify_checkpoint(checkpoint)
         resume = None if checkpoint is None else str(checkpoint)
-        return super().train(resume, trial, ignore_keys_for_eval)
+        # With a limit of one transformers ends by deleting every checkpoint but the best, the
+        # newest too, and then there is nothing to resume from. So it sees no limit.
+        self._checkpoint_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super().train(resume, trial, ignore_keys_for_eval)
+        finally:
+            self.args.save_total_limit = self._checkpoint_limit
 
     @staticmethod
     def _find_checkpoint(
@@ -158,8 +165,9 @@ class CheckpointingTrainer(Trainer):
         self._on_all_ranks(target, lambda: self._write_files(partial_path(target), hook_state))
         self._on_all_ranks(target, lambda: publish_directory(target) if is_writer else None)
         if is_writer:
-            limit = self.args.save_total_limit
-            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint)
+            rotate_checkpoints(
+                run_dir, self._checkpoint_limit, self.state.best_model_checkpoint
+            )
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
         return target

@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from .checkpoint_files import CheckpointWriteError
+from .checkpoint_files import CheckpointError, CheckpointWriteError
 from .checkpointing_trainer import CheckpointingTrainer
 from .event_callback import EventCallback
 from .event_log import EventLog
@@ -40,7 +40,7 @@ from .whole_step_sampler import TrainSampler, WholeStepSampler
 
 logger = logging.getLogger(__name__)
 
-_LOSS_LOG_NAME = "loss_log"
+_LOSS_LOG_NAME, _ROWS_NAME = "loss_log", "rows_per_step"
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -83,10 +83,12 @@ class HookedTrainer(CheckpointingTrainer):
         **kwargs: Any,
     ) -> None:
         self.terms = _terms_by_name(terms)
-        if _LOSS_LOG_NAME in (stateful or {}):
-            raise ValueError(f"the hook name {_LOSS_LOG_NAME!r} is taken; choose another one")
         self._loss_log = LossLog()
-        hooks = {**(stateful or {}), _LOSS_LOG_NAME: self._loss_log}
+        own: dict[str, Stateful] = {_LOSS_LOG_NAME: self._loss_log, _ROWS_NAME: _RowsPerStep(self)}
+        for name in own:
+            if name in (stateful or {}):
+                raise ValueError(f"the hook name {name!r} is taken; choose another one")
+        hooks = {**(stateful or {}), **own}
         super().__init__(model=model, args=args, stateful=hooks, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -133,6 +135,10 @@ class HookedTrainer(CheckpointingTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | None]:
         """Fetch the micro-batches of one optimizer step and count their units on all ranks."""
+        if self.state.global_step >= self.state.max_steps:
+            # transformers asks whether a run is over only after a step, and a resumed one may be.
+            self.control.should_training_stop = True
+            return [], None
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
@@ -206,9 +212,10 @@ class HookedTrainer(CheckpointingTrainer):
             self.event_log.write("non_finite_loss", step=step, terms=bad, outcome=saved)
         what = f"loss term {', '.join(bad)}" if bad else "the gradient (every loss term is finite)"
         raise NonFiniteLossError(
-            f"{what} is not finite at step {step}: stopped before the update, {saved}; lower "
-            f"learning_rate (now {self.args.learning_rate}) or max_grad_norm "
-            f"(now {self.args.max_grad_norm}), then resume"
+            f"{what} is not finite at step {step}: stopped before the update, {saved}. Resumed, "
+            "this run would stop again; start a new one, from those weights if you like, with a "
+            f"lower learning_rate (now {self.args.learning_rate}) or max_grad_norm (now "
+            f"{self.args.max_grad_norm})"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -274,6 +281,25 @@ class HookedTrainer(CheckpointingTrainer):
             )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+
+class _RowsPerStep:
+    """Part of a checkpoint, so that nobody goes on with steps of another size unawares."""
+
+    def __init__(self, trainer: HookedTrainer) -> None:
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self._trainer.rows_per_step()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before, now = state_dict["rows"], self._trainer.rows_per_step()
+        if before != now:
+            raise CheckpointError(
+                f"the checkpoint was written with {before} rows per optimizer step, this run has "
+                f"{now} ({self._trainer.accelerator.num_processes} processes); resume with the "
+                "same number of processes, batch size and accumulation"
+            )
 
 
 class _StepCallback(TrainerCallback):

@@ -1,4 +1,4 @@
-"""The end of a distributed run: every process leaves, and none hangs or aborts.
+"""Begin and end of a distributed run: every process leaves, and none hangs or aborts.
 
 A worker thread of torch's gloo backend drops a finished collective while it holds the lock of its
 group, and to drop it needs Python's global lock. A process that destroys the group while it holds
@@ -9,8 +9,22 @@ the group, then a barrier, then the group, whose own destructor releases the glo
 """
 
 import gc
+import os
+from datetime import timedelta
 
 import torch.distributed
+
+
+def start_process_group(backend: str, timeout: int) -> None:
+    """Start the group that a launcher asks for; nothing happens where there is one or none.
+
+    Args:
+        backend: such as gloo.
+        timeout: seconds that a process waits for the others.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    if asked and torch.distributed.is_available() and not in_process_group():
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
 
 
 def wait_for_all_processes() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from .process_group import start_process_group
+
 
 @dataclass
 class NestlingTrainingArguments(TrainingArguments):
@@ -56,6 +58,9 @@ class NestlingTrainingArguments(TrainingArguments):
             raise ValueError(f"min_lr_ratio is {self.min_lr_ratio}, it must lie in [0, 1]")
         if not 0.0 <= self.lr_warmup_ratio < 1.0:
             raise ValueError(f"lr_warmup_ratio is {self.lr_warmup_ratio}, it must lie in [0, 1)")
+        if self.use_cpu:
+            # On processors transformers would leave the time limit out.
+            start_process_group(self.ddp_backend or "gloo", self.ddp_timeout)
         super().__post_init__()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:

@@ -224,8 +224,13 @@ def test_other_checkpoints_that_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not fit this model.*decoder"):
         wider.train(resume_from_checkpoint=True)
     hooked = tiny_trainer(tmp_path / "full", arguments=SAVING, stateful={"more": Counter()})
-    with pytest.raises(CheckpointError, match=r"holds the hooks \['loss_log'\]"):
+    with pytest.raises(CheckpointError, match=r"holds the hooks \['loss_log', "):
         hooked.train(resume_from_checkpoint=True)
+    larger = tiny_trainer(
+        tmp_path / "full", arguments={**SAVING, "gradient_accumulation_steps": 2}
+    )
+    with pytest.raises(CheckpointError, match=r"rows per optimizer step, this run has .*1 proc"):
+        larger.train(resume_from_checkpoint=True)
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
@@ -254,6 +259,9 @@ def test_rotation_and_best_model_in_training(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
     saved = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     assert saved["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
+    # The newest is kept beside it: a run that is killed afterwards goes on from there.
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-8"]
+    assert trainer.args.save_total_limit == 1
 
 
 def test_saving_over_a_checkpoint_of_an_earlier_run(tmp_path: Path) -> None:

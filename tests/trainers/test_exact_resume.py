@@ -7,6 +7,7 @@ import pytest
 import torch
 from nestling.trainers.event_log import read_events
 from nestling.trainers.hooked_trainer import HookedTrainer
+from safetensors.torch import load_file
 from tiny_masked_lm_run import StopAt, TinyTrainer, tiny_trainer, weights_of
 from torch import nn
 
@@ -115,3 +116,19 @@ def test_dropout_makes_the_random_state_matter(
     second.train(resume_from_checkpoint=True)
     final = weights_of(uninterrupted.model)
     assert any(not torch.equal(value, final[n]) for n, value in weights_of(second.model).items())
+
+
+@pytest.mark.parametrize("max_steps", [6, 8], ids=["end of an epoch", "within an epoch"])
+def test_a_finished_run_is_not_trained_further(max_steps: int, tmp_path: Path) -> None:
+    """It may have been killed after its last step, before its model was published."""
+    build(tmp_path, max_steps=max_steps).train()
+    saved = tmp_path / f"checkpoint-{max_steps}"
+    before = {path.name: path.stat().st_mtime_ns for path in saved.iterdir()}
+    resumed = build(tmp_path, max_steps=max_steps)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == max_steps
+    assert not (tmp_path / f"checkpoint-{max_steps + 1}").exists()
+    assert {path.name: path.stat().st_mtime_ns for path in saved.iterdir()} == before
+    expected = load_file(saved / "model.safetensors")
+    found = weights_of(resumed.model)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

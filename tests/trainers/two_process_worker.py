@@ -27,6 +27,7 @@ def main(folder: Path) -> None:
     """Train 6 steps of 2 x 2 x 2 rows; from transformers 5 on, stop and resume at step 4."""
     trainer = tiny_trainer(folder, TinyTrainer, arguments=SHAPE)
     assert trainer.args.world_size == 2
+    assert seconds_until_a_process_gives_up() == trainer.args.ddp_timeout == 86400
     if HAS_MULTI_PROCESS_CPU_RESUME:
         trainer.add_callback(StopAt(4))
     trainer.train()
@@ -38,6 +39,13 @@ def main(folder: Path) -> None:
         trainer.state.save_to_json(str(folder / "final_state.json"))
     del trainer
     leave_as_one()
+
+
+def seconds_until_a_process_gives_up() -> float:
+    """On processors transformers would leave torch's half an hour."""
+    group = torch.distributed.distributed_c10d._get_default_group()
+    seconds: float = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    return seconds
 
 
 def leave_as_one() -> None:

@@ -288,8 +288,15 @@ def test_two_processes_learn_what_one_learns(ddl_run: Path, tmp_path: Path) -> N
     folder = tmp_path / "together"
     shutil.copytree(ddl_run / "data", folder / "data")
     launch(
-        "recipe=ddl/tiny", f"output_dir={folder}", "training.batch_size=2", "export.budgets=[]"
-    )
+        "recipe=ddl/tiny", f"output_dir={folder}", "training.batch_size=2", "export.budgets=[]",
+        # The same rows, all in the first process; the second one only repeats them.
+        "evaluation.batches=1", "evaluation.batch_size=16",
+    )  # fmt: skip
+    losses = [
+        [e["eval_loss"] for e in read_events(place / "events.jsonl")[0] if "eval_loss" in e]
+        for place in (ddl_run, folder)
+    ]
+    assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-4)
     alone, together = (
         load_file(place / "checkpoint-20" / "model.safetensors") for place in (ddl_run, folder)
     )
