@@ -23,7 +23,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: $(STAMP)  ## Train one nested encoder, measure 27 budgets, export three slices, prove them
 	HF_HUB_OFFLINE=1 $(RUN)/nestling train recipe=delta_encoder/demo output_dir=$(DEMO_DIR) --resume
 
-demo-ddl: $(STAMP)  ## Train all six residual variants on bytes, compare them, draw the explorer
+demo-ddl: $(STAMP)  ## Train all six residual variants on bytes, put them into one table, draw the explorer
 	HF_HUB_OFFLINE=1 $(RUN)/nestling train recipe=ddl/demo --all-variants output_dir=$(DEMO_DIR)-ddl --resume
 	$(RUN)/nestling explore $(DEMO_DIR)-ddl --snapshot $(DEMO_DIR)-ddl/explorer.svg
 

@@ -172,7 +172,7 @@ class LossSection:
         teacher: external teacher, a folder or a Hub name; None distils from the largest budget of
             the same step.
         delta_weight: weight of the delta residual, what a larger budget adds should be what the
-            smallest lacks (beta_delta, originally 0.7).
+            nearest smaller budget of the step lacks (beta_delta, originally 0.7).
         mug_weight: weight of the monotone upgrade, a larger budget must not do worse on any token
             (rho_mug, originally 0.1).
         mug_margin: by how many nats the larger budget should do better.
