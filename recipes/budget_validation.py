@@ -4,15 +4,18 @@ They run on the sizes that a recipe states before any data is read, or else on t
 the checkpoint. Each message names the key, its value, what is allowed and the fix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..configuration.budget import select_budgets
 from ..configuration.delta_budget import DeltaBudget
 from ..configuration.delta_lattice import meet_of
 from .cli_errors import UsageError
+from .native_validation import check_native, encoder_obstacle
 from .recipe_schema import DeltaEncoderRecipe, ModelSection
+from .recipe_sections import OptimizerSection
 
+MORE_BUDGETS = "add budgets such as smallest and middle"
 # Term -> how many budgets of one step it compares; an upgrade to the largest budget leaves no
 # residual, so that term needs one in between.
 COMPARED = {
@@ -45,14 +48,122 @@ def check_trained_budgets(recipe: DeltaEncoderRecipe, config: Any) -> None:
     """
     _check_lattice(recipe.model, config)
     trained = select_budgets(recipe.training.budgets, config)
-    _check_ends(recipe, trained, config)
-    _check_compared(recipe, "training.budgets", trained)
+    weights = comparing_weights(recipe)
+    check_ends(
+        recipe.training, trained, DeltaBudget.full(config), lambda b: meet_of(b).check(config)
+    )
+    check_compared(weights, "training.budgets", trained)
     if recipe.training.three_phase:
         last = [DeltaBudget.full(config)]
         last += select_budgets(recipe.training.calibration_budgets, config)
-        _check_compared(recipe, "training.calibration_budgets", list(dict.fromkeys(last)))
+        check_compared(weights, "training.calibration_budgets", list(dict.fromkeys(last)))
     _check_delta(recipe, config)
     _check_export(recipe, config)
+    check_native(recipe.export, config, lambda budget: encoder_obstacle(config, budget))
+
+
+def check_ends(
+    training: OptimizerSection,
+    trained: Sequence[Any],
+    full: Any,
+    meet: Callable[[Sequence[Any]], Any],
+) -> None:
+    """Require the largest budget, and for the sandwich rule a smallest one.
+
+    Args:
+        training: the keys.
+        trained: the budgets that ``training.budgets`` stands for.
+        full: the budget that keeps everything.
+        meet: budgets, at least one -> the largest budget that all of them contain.
+
+    Raises:
+        UsageError: for a list without one of them.
+    """
+    given = f"training.budgets is {list(training.budgets)}"
+    if full not in trained:
+        raise UsageError(
+            f"{given}, without the largest budget {full}, so that part of the model would stay "
+            "untrained; add largest"
+        )
+    smallest = meet(trained)
+    if training.budget_sampling == "sandwich" and smallest not in trained:
+        raise UsageError(
+            f"{given}, of which none is contained in all others, as "
+            f"training.budget_sampling=sandwich needs; add {smallest}, or set it to fixed"
+        )
+
+
+def check_compared(
+    weights: Mapping[str, float], key: str, budgets: Sequence[Any], fix: str = MORE_BUDGETS
+) -> None:
+    """Require as many budgets as each term compares.
+
+    Args:
+        weights: weights, other than 0, of terms in `COMPARED`.
+        key: where the budgets come from.
+        budgets: all that a step can run.
+        fix: how to get more of them.
+
+    Raises:
+        UsageError: for the first term that has too few.
+    """
+    for term, weight in weights.items():
+        if len(budgets) < COMPARED[term]:
+            raise UsageError(
+                f"{term} is {weight}, which compares {COMPARED[term]} budgets of a step, but {key} "
+                f"has {', '.join(map(str, budgets))}; {fix}, or set {term}=0"
+            )
+
+
+def check_per_step(training: OptimizerSection, weights: Mapping[str, float]) -> None:
+    """Require that a step of the sandwich rule runs as many budgets as each term compares.
+
+    Args:
+        training: the keys.
+        weights: weights, other than 0, of terms in `COMPARED`.
+
+    Raises:
+        UsageError: for the first term that has too few.
+    """
+    if training.budget_sampling != "sandwich":
+        return
+    for key, value in weights.items():
+        if training.budgets_per_step < COMPARED[key]:
+            raise UsageError(
+                f"{key} is {value}, which compares {COMPARED[key]} budgets of a step; set "
+                f"training.budgets_per_step>={COMPARED[key]} (now "
+                f"{training.budgets_per_step}) or {key}=0"
+            )
+
+
+def check_random(
+    training: OptimizerSection, largest_share: float | None, weights: Mapping[str, float]
+) -> None:
+    """Refuse what needs the largest budget at every step where budgets are drawn at random.
+
+    Args:
+        training: the keys.
+        largest_share: ``loss.largest_share``.
+        weights: weights of the terms that need it; 0 leaves one out.
+
+    Raises:
+        UsageError: for the first of them.
+    """
+    if training.budget_sampling != "random":
+        return
+    if largest_share is not None:
+        raise UsageError(
+            f"loss.largest_share is {largest_share}, but with "
+            "training.budget_sampling=random a step need not run the largest budget; set "
+            "loss.largest_share=null, or sandwich sampling"
+        )
+    for key, value in weights.items():
+        if value:
+            raise UsageError(
+                f"{key} is {value}, which needs the largest budget at every step, but "
+                "training.budget_sampling is random; set it to sandwich or fixed, or "
+                f"{key}=0"
+            )
 
 
 def _check_lattice(model: ModelSection, config: Any) -> None:
@@ -77,33 +188,6 @@ def _check_lattice(model: ModelSection, config: Any) -> None:
             f"model.extra_budgets is {list(model.extra_budgets)}, and no budget is contained in "
             f"all others; add {smallest} to it"
         )
-
-
-def _check_ends(recipe: DeltaEncoderRecipe, trained: Sequence[DeltaBudget], config: Any) -> None:
-    """Require the largest budget, and for the sandwich rule a smallest one."""
-    training, full = recipe.training, DeltaBudget.full(config)
-    given = f"training.budgets is {list(training.budgets)}"
-    if full not in trained:
-        raise UsageError(
-            f"{given}, without the largest budget {full}, so that part of the model would stay "
-            "untrained; add largest"
-        )
-    smallest = meet_of(trained).check(config)
-    if training.budget_sampling == "sandwich" and smallest not in trained:
-        raise UsageError(
-            f"{given}, of which none is contained in all others, as "
-            f"training.budget_sampling=sandwich needs; add {smallest}, or set it to fixed"
-        )
-
-
-def _check_compared(recipe: DeltaEncoderRecipe, key: str, budgets: Sequence[DeltaBudget]) -> None:
-    for term, weight in comparing_weights(recipe).items():
-        if len(budgets) < COMPARED[term]:
-            raise UsageError(
-                f"{term} is {weight}, which compares {COMPARED[term]} budgets of a step, but {key} "
-                f"has {', '.join(map(str, budgets))}; add budgets such as smallest and middle, or "
-                f"set {term}=0"
-            )
 
 
 def _check_delta(recipe: DeltaEncoderRecipe, config: Any) -> None:

@@ -4,16 +4,30 @@ The values of the model are checked by the code the configuration itself uses, s
 fails before anything is loaded and with the same words.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
-from ..configuration.budget import NAMED_BUDGETS, BudgetError
+from ..configuration.budget import NAMED_BUDGETS, BudgetError, select_budgets
 from ..configuration.ddl_budget import DdlBudget
-from ..configuration.ddl_settings import PAPER_NAMES, PRESETS, VARIANTS, validate_ddl_settings
+from ..configuration.ddl_settings import (
+    PAPER_NAMES,
+    PRESETS,
+    VARIANTS,
+    preset_settings,
+    validate_ddl_settings,
+)
+from .budget_validation import (
+    MORE_BUDGETS,
+    check_compared,
+    check_ends,
+    check_per_step,
+    check_random,
+)
 from .cli_errors import UsageError
 from .ddl_schema import DdlModelSection, DdlRecipe
+from .native_validation import check_native, decoder_obstacle
 from .nearest_match import did_you_mean
 
 # Keys of a preset, and what the configuration takes without one.
@@ -32,6 +46,8 @@ ONE_VALUE_CHANNEL = (
     "model.d_value is 1, but four of the six variants have a matrix state; set model.d_value=4, or "
     "null, which is 4 for them and 1 for the others"
 )
+# Lists that must not be empty, and what is done with them; one that exports nothing is fine.
+NEEDED_BUDGETS = {"training.budgets": "trained", "evaluation.budgets": "measured"}
 # Stands for a vocabulary that only the tokenizer knows.
 ANY_SIZE = 1
 
@@ -43,13 +59,37 @@ def check_ddl(recipe: DdlRecipe) -> None:
         UsageError: for the first value or combination that makes no sense.
         BudgetError: for a budget that cannot be read or does not fit the model.
     """
-    _check_model(recipe)
+    planned = _planned_model(recipe)
     _check_data(recipe)
     if recipe.loss.next_token_weight == 0:
         raise UsageError(
             "loss.next_token_weight is 0, so nothing would be learned; set it above 0"
         )
     _check_budgets(recipe)
+    _check_steps(recipe)
+    # A model that starts from a checkpoint has the sizes of that, which nobody has read yet.
+    if planned is not None:
+        check_decoder_budgets(recipe, planned)
+
+
+def check_decoder_budgets(recipe: DdlRecipe, config: Any) -> None:
+    """Check what needs the sizes of the model.
+
+    Args:
+        recipe: a recipe whose keys have been checked one by one.
+        config: configuration of the model, or what the recipe says of it.
+
+    Raises:
+        UsageError: for the first combination that cannot be trained, or exported.
+        BudgetError: for a budget that does not fit the model.
+    """
+    trained = select_budgets(recipe.training.budgets, config)
+    check_ends(recipe.training, trained, DdlBudget.full(config), _meet_of)
+    fix = MORE_BUDGETS
+    if len(config.budget_list()) == 1:
+        fix = "give model.depth_budgets or model.value_budgets, such as model.depth_budgets=[1]"
+    check_compared(_comparing_weights(recipe), "training.budgets", trained, fix)
+    check_native(recipe.export, config, lambda _: decoder_obstacle(config))
 
 
 def check_sweep(overrides: Iterable[tuple[str, str]]) -> None:
@@ -109,7 +149,12 @@ def model_settings(section: DdlModelSection, max_length: int) -> dict[str, Any]:
     }
 
 
-def _check_model(recipe: DdlRecipe) -> None:
+def _planned_model(recipe: DdlRecipe) -> SimpleNamespace | None:
+    """Return what the ``model`` keys say of a configuration; None for one of a checkpoint.
+
+    Raises:
+        UsageError: for a value or a combination that makes no sense.
+    """
     section = recipe.model
     if section.preset is not None and section.preset not in PRESETS:
         raise UsageError(
@@ -119,7 +164,9 @@ def _check_model(recipe: DdlRecipe) -> None:
     settings = model_settings(section, recipe.data.max_length)
     if section.init_from is not None:
         _refuse_shape(section, _changed_shape(section))
-        return
+        return None
+    if section.preset is not None:
+        settings = preset_settings(section.preset, settings)
     vocabulary = section.vocab_size or ANY_SIZE
     shape = SimpleNamespace(
         **settings, vocab_size=vocabulary, rms_norm_eps=1e-5, sliced_from=None
@@ -128,12 +175,27 @@ def _check_model(recipe: DdlRecipe) -> None:
         validate_ddl_settings(shape)
     except ValueError as error:
         raise UsageError(f"model.{error}") from error
-    if recipe.data.max_length > shape.max_position_embeddings:
-        raise UsageError(
-            f"data.max_length is {recipe.data.max_length}, the model takes at most "
-            f"{shape.max_position_embeddings} tokens; lower it or raise "
-            "model.max_position_embeddings"
-        )
+    lengths = {
+        "data.max_length": recipe.data.max_length,
+        "evaluation.sequence_length": recipe.evaluation.sequence_length,
+    }
+    for key, length in lengths.items():
+        if length is not None and length > shape.max_position_embeddings:
+            raise UsageError(
+                f"{key} is {length}, the model takes at most {shape.max_position_embeddings} "
+                "tokens; lower it or raise model.max_position_embeddings"
+            )
+    shape.budget_class = DdlBudget
+    # Asked for when the values have been checked.
+    shape.budget_list = lambda: _lattice_of(section, shape)
+    return shape
+
+
+def _lattice_of(section: DdlModelSection, shape: SimpleNamespace) -> list[DdlBudget]:
+    """Return the budgets that the model will have; an empty axis has its largest value only."""
+    values = sorted({*section.value_budgets, shape.d_value})
+    depths = sorted({*section.depth_budgets, shape.num_hidden_layers})
+    return [DdlBudget(value, depth) for value in values for depth in depths]
 
 
 # Keys that say something about a run that starts from a checkpoint.
@@ -213,6 +275,11 @@ def _check_budgets(recipe: DdlRecipe) -> None:
         ("evaluation.budgets", recipe.evaluation.budgets),
         ("export.budgets", recipe.export.budgets),
     ):
+        if not budgets and key in NEEDED_BUDGETS:
+            raise UsageError(
+                f"{key} is [], so nothing would be {NEEDED_BUDGETS[key]}; list budgets, such as "
+                f"{key}=[all]"
+            )
         for text in budgets:
             _check_budget(key, text, shape)
     if shape is None:
@@ -226,6 +293,23 @@ def _check_budgets(recipe: DdlRecipe) -> None:
             raise UsageError(
                 f"model.{name} is {list(axis)}, it must be in 1..{largest}; set model.{name}=…"
             )
+
+
+def _check_steps(recipe: DdlRecipe) -> None:
+    """Check which budgets a step runs against the terms that compare them."""
+    weights = _comparing_weights(recipe)
+    check_per_step(recipe.training, weights)
+    check_random(recipe.training, recipe.loss.largest_share, weights)
+
+
+def _comparing_weights(recipe: DdlRecipe) -> dict[str, float]:
+    weight = recipe.loss.kd_weight
+    return {"loss.kd_weight": weight} if weight else {}
+
+
+def _meet_of(budgets: Sequence[DdlBudget]) -> DdlBudget:
+    """Return the largest budget that all of them contain."""
+    return DdlBudget(min(b.value_size for b in budgets), min(b.depth for b in budgets))
 
 
 def _check_budget(key: str, text: str, shape: SimpleNamespace | None) -> None:

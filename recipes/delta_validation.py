@@ -3,7 +3,7 @@
 Each message names the key, its value, what is allowed and the fix.
 """
 
-from .budget_validation import COMPARED, comparing_weights
+from .budget_validation import check_per_step, check_random, comparing_weights
 from .cli_errors import UsageError
 from .recipe_schema import DeltaEncoderRecipe
 
@@ -123,34 +123,15 @@ def _check_export(recipe: DeltaEncoderRecipe) -> None:
 def _check_terms(recipe: DeltaEncoderRecipe) -> None:
     model, training, loss = recipe.model, recipe.training, recipe.loss
     upgrades = {"loss.delta_weight": loss.delta_weight, "loss.mug_weight": loss.mug_weight}
-    if training.budget_sampling == "sandwich":
-        for key, value in comparing_weights(recipe).items():
-            if training.budgets_per_step < COMPARED[key]:
-                raise UsageError(
-                    f"{key} is {value}, which compares {COMPARED[key]} budgets of a step; set "
-                    f"training.budgets_per_step>={COMPARED[key]} (now "
-                    f"{training.budgets_per_step}) or {key}=0"
-                )
+    weights = comparing_weights(recipe)
+    check_per_step(training, weights)
     if loss.largest_share is None and loss.largest_share_end is not None:
         raise UsageError(
             f"loss.largest_share_end is {loss.largest_share_end}, but there is no share that moves "
             "there; set loss.largest_share too, or loss.largest_share_end=null"
         )
-    if training.budget_sampling == "random":
-        if loss.largest_share is not None:
-            raise UsageError(
-                f"loss.largest_share is {loss.largest_share}, but with "
-                "training.budget_sampling=random a step need not run the largest budget; set "
-                "loss.largest_share=null, or sandwich sampling"
-            )
-        wants = {**comparing_weights(recipe), "loss.preview_weight": loss.preview_weight}
-        for key, value in wants.items():
-            if value:
-                raise UsageError(
-                    f"{key} is {value}, which needs the largest budget at every step, but "
-                    "training.budget_sampling is random; set it to sandwich or fixed, or "
-                    f"{key}=0"
-                )
+    needs_largest = {**weights, "loss.preview_weight": loss.preview_weight}
+    check_random(training, loss.largest_share, needs_largest)
     for key, value in upgrades.items():
         if value and training.gradient_checkpointing:
             raise UsageError(

@@ -66,13 +66,15 @@ _POSITIVE = (
     "training.adam_epsilon",
 )
 _NOT_NEGATIVE = (
-    "seed training.weight_decay training.max_grad_norm training.dataloader_num_workers "
+    "training.weight_decay training.max_grad_norm training.dataloader_num_workers "
     "model.routing_layer loss.masked_lm_weight loss.kd_weight loss.delta_weight loss.mug_weight "
     "loss.mug_margin loss.cscf_weight loss.cscf_cosine_weight loss.preview_weight "
     "loss.budget_penalty_weight "
     "loss.sparsity_weight loss.orthogonality_weight loss.packing_weight "
     "loss.next_token_weight training.warmup_steps evaluation.spectral_batches"
 ).split()
+# NumPy takes no larger seed.
+_LARGEST_SEED = 2**32 - 1
 
 
 def validate(recipe: Recipe) -> None:
@@ -85,11 +87,14 @@ def validate(recipe: Recipe) -> None:
     values = _flatten(recipe)
     _check_numbers(values)
     _check_choices(values)
+    allowed = f"a whole number in 0..{_LARGEST_SEED}"
+    _require("seed", recipe.seed, allowed, 0 <= recipe.seed <= _LARGEST_SEED)
     _check_length(recipe)
     _check_source(recipe.data)
     if isinstance(recipe, DdlRecipe):
         check_ddl(recipe)
         return
+    _check_streaming(recipe)
     _check_terms(recipe)
     _check_longest(recipe)
     _check_heads(recipe)
@@ -168,6 +173,34 @@ def _check_terms(recipe: DeltaEncoderRecipe) -> None:
             "loss.masked_lm_weight and loss.kd_weight are both 0, so nothing would be learned; "
             "set one of them above 0"
         )
+    if recipe.loss.masked_lm_weight == 0 and recipe.loss.teacher is None:
+        raise UsageError(
+            "loss.masked_lm_weight is 0 and loss.teacher is null, so the largest budget, which "
+            "teaches the others, would learn nothing; set loss.masked_lm_weight above 0, or give "
+            "loss.teacher=…"
+        )
+    if recipe.loss.kd_weight == 0 and recipe.loss.teacher is not None:
+        raise UsageError(
+            f"loss.teacher is {recipe.loss.teacher}, but loss.kd_weight is 0, so it would teach "
+            "nothing; set loss.kd_weight above 0, or loss.teacher=null"
+        )
+
+
+def _check_streaming(recipe: DeltaEncoderRecipe) -> None:
+    training = recipe.training
+    if not recipe.data.streaming:
+        return
+    if training.epochs is not None:
+        raise UsageError(
+            f"training.epochs is {training.epochs}, but data.streaming is true, and a stream has "
+            "no end; set training.max_steps=… and training.epochs=null, or data.streaming=false"
+        )
+    if training.dataloader_num_workers:
+        raise UsageError(
+            f"training.dataloader_num_workers is {training.dataloader_num_workers}, but "
+            "data.streaming is true, and a stream runs in the main process only; set "
+            "training.dataloader_num_workers=0, or data.streaming=false"
+        )
 
 
 def _has_own_sizes(recipe: DeltaEncoderRecipe) -> bool:
@@ -207,13 +240,21 @@ def _check_source(data: TextSection) -> None:
             "both given; use text_columns alone to join several columns"
         )
 
+
 def _check_longest(recipe: DeltaEncoderRecipe) -> None:
-    data, longest = recipe.data, recipe.model.max_position_embeddings
-    if _has_own_sizes(recipe) and data.max_length > longest:
-        raise UsageError(
-            f"data.max_length is {data.max_length}, the model takes at most {longest} tokens; "
-            "lower it or raise model.max_position_embeddings"
-        )
+    if not _has_own_sizes(recipe):
+        return
+    longest = recipe.model.max_position_embeddings
+    lengths = {
+        "data.max_length": recipe.data.max_length,
+        "evaluation.sequence_length": recipe.evaluation.sequence_length,
+    }
+    for key, length in lengths.items():
+        if length is not None and length > longest:
+            raise UsageError(
+                f"{key} is {length}, the model takes at most {longest} tokens; lower it or raise "
+                "model.max_position_embeddings"
+            )
 
 
 def _check_budgets(recipe: DeltaEncoderRecipe) -> None:

@@ -87,7 +87,10 @@ def test_one_line_with_value_and_fix(arguments: list[str], words: list[str]) -> 
             TINY, "loss.delta_weight=0.7", "training.budget_sampling=fixed",
             "training.budgets_per_step=1",
         ],
-        [PLUS, "export.delta_token_ratio=1", "export.format=native"],
+        [
+            PLUS, "export.delta_token_ratio=1", "export.format=native",
+            "export.budgets=[largest]",
+        ],
         [PLUS, "export.delta_token_ratio=0.5", "export.budgets=[]"],
         # The sizes of a checkpoint are judged when its configuration has been read.
         [TINY, "init_from=org/model", "width_budgets=0.5,0.75"],

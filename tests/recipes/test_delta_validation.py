@@ -23,6 +23,15 @@ TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
         ([PLUS, "export.delta_token_ratio=1.5"], ["export.delta_token_ratio", "(0, 1]"]),
         ([PLUS, "export.delta_token_ratio=0.5", "export.format=native"],
          ["export.delta_token_ratio is 0.5", "export.format is native", "export.format=auto"]),
+        # Half of the heads do not fill the hidden width; the widths of a layer must be alike.
+        ([TINY, "export.format=native"],
+         ["export.format is native", "budget 0.5:2:1 of export.budgets",
+          "heads x head_dim = 2 x 16 is not the hidden size 64", "export.format=auto",
+          "some that have one: 0.5:4:1, 0.5:4:2"]),
+        ([TINY, "export.format=native", "export.budgets=[largest,'0.5,1.0:4:2']"],
+         ["budget 0.5,1.0:4:2", "intermediate_size differs between layers: [48, 96]"]),
+        ([TINY, "export.format=native", "model.head_dim=8"],
+         ["2 x 8 is not the hidden size 64", "set export.format=auto"]),
         ([TINY, "loss.preview_weight=1"], ["loss.preview_weight", "token_routing=true"]),
         ([TINY, "loss.budget_penalty_weight=1"], ["budget_penalty_weight", "token_routing=true"]),
         ([TINY, "model.token_routing=true"], ["preview_weight", "would learn nothing"]),
@@ -49,6 +58,28 @@ TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
             [TINY, "training.budget_sampling=random", "loss.kd_weight=0", "loss.cscf_weight=0.1"],
             ["loss.cscf_weight is 0.1", "random"],
         ),
+        (
+            [TINY, "training.budget_sampling=random", "loss.kd_weight=0",
+             "loss.largest_share=0.5"],
+            ["loss.largest_share is 0.5", "need not run the largest budget"],
+        ),
+        (
+            [PLUS, "training.budget_sampling=random", "loss.kd_weight=0", "loss.delta_weight=0",
+             "loss.mug_weight=0", "loss.cscf_weight=0"],
+            ["loss.preview_weight is 1.0", "largest budget at every step"],
+        ),
+        ([TINY, "loss.masked_lm_weight=0"],
+         ["loss.masked_lm_weight is 0", "loss.teacher is null", "above 0, or give loss.teacher"]),
+        ([TINY, "loss.teacher=org/teacher", "loss.kd_weight=0"],
+         ["loss.teacher is org/teacher", "loss.kd_weight is 0", "loss.teacher=null"]),
+        ([TINY, "data.streaming=true", "training.epochs=2", "training.max_steps=null"],
+         ["training.epochs is 2.0", "data.streaming is true", "training.max_steps=…"]),
+        ([TINY, "data.streaming=true", "training.dataloader_num_workers=2"],
+         ["training.dataloader_num_workers is 2", "training.dataloader_num_workers=0"]),
+        ([TINY, "evaluation.sequence_length=129"],
+         ["evaluation.sequence_length is 129", "at most 128", "model.max_position_embeddings"]),
+        ([TINY, "seed=-1"], ["seed is -1", "0..4294967295"]),
+        ([TINY, "seed=4294967296"], ["seed is 4294967296", "0..4294967295"]),
         ([TINY, "loss.largest_share=1"], ["loss.largest_share", "(0, 1)"]),
         ([TINY, "loss.largest_share_end=1"], ["loss.largest_share_end", "(0, 1)"]),
         (
@@ -102,6 +133,28 @@ def test_one_line_with_value_and_fix(arguments: list[str], words: list[str]) -> 
 def test_the_delta_of_an_unopened_checkpoint_is_not_judged() -> None:
     recipe = load_recipe([PLUS, "model.init_from=a/b"])
     assert (recipe.model.init_from, recipe.model.delta) == ("a/b", "dictionary")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["loss.masked_lm_weight=0", "loss.teacher=org/teacher"],
+        ["data.streaming=true", "training.max_steps=5"],
+        # `nestling prepare` of a recipe that streams.
+        ["data.streaming=true", "data.pretokenized_path=rows"],
+        ["training.epochs=2", "training.max_steps=null", "training.dataloader_num_workers=2"],
+        ["evaluation.sequence_length=128"],
+        ["evaluation.sequence_length=4096", "model.init_from=org/model"],
+        ["export.format=native", "export.budgets=[]"],
+        ["export.format=native", "export.budgets=[largest,'0.5:4:2','0.5:2:2:32']"],
+        # The sizes of a checkpoint are judged when its configuration has been read.
+        ["export.format=native", "model.init_from=org/model"],
+        ["export.format=native", "init.base=org/model"],
+        ["seed=4294967295"],
+    ],
+)
+def test_what_can_be_done_is_let_through(changes: list[str]) -> None:
+    assert load_recipe([TINY, *changes]).family == "delta_encoder"
 
 
 def test_impossible_calibration_budgets_fail_early() -> None:

@@ -45,6 +45,57 @@ USAGE = {
     "depth beyond the layers": (["model.depth_budgets=[3]", "--layers", "2"], "in 1..2"),
     "budget that cannot be read": (["training.budgets=[big]"], "training.budgets"),
     "longer than the model": (["--max-seq-len", "3"], "takes at most 3 tokens"),
+    "measured longer than the model": (
+        ["evaluation.sequence_length=129"],
+        "evaluation.sequence_length is 129, the model takes at most 128 tokens",
+    ),
+    "budget of no channel": (["model.value_budgets=[0]"], "model.value_budgets is [0]"),
+    "no budget to train": (["training.budgets=[]"], "training.budgets is []"),
+    "no budget to measure": (["evaluation.budgets=[]"], "nothing would be measured"),
+    "no budget to train from a checkpoint": (
+        ["model.init_from=start", "training.budgets=[]"],
+        "training.budgets is []",
+    ),
+    "largest budget untrained": (
+        ["model.depth_budgets=[1]", "training.budgets=[smallest]"],
+        "training.budgets is ['smallest'], without the largest budget 4:2",
+    ),
+    "no smallest budget": (
+        ["model.value_budgets=[1]", "training.budgets=['1:2','4:1',largest]"],
+        "training.budget_sampling=sandwich needs; add 1:1",
+    ),
+    "share of a budget that need not run": (
+        ["training.budget_sampling=random", "loss.largest_share=0.5"],
+        "loss.largest_share is 0.5, but with training.budget_sampling=random",
+    ),
+    "teacher that need not run": (
+        ["training.budget_sampling=random", "model.depth_budgets=[1]", "loss.kd_weight=0.5"],
+        "loss.kd_weight is 0.5, which needs the largest budget at every step",
+    ),
+    "teacher alone in a step": (
+        ["training.budgets_per_step=1", "model.depth_budgets=[1]", "loss.kd_weight=1"],
+        "training.budgets_per_step>=2",
+    ),
+    "teacher alone in a step from a checkpoint": (
+        ["training.budgets_per_step=1", "model.init_from=start", "loss.kd_weight=1"],
+        "training.budgets_per_step>=2",
+    ),
+    "teacher alone in the list": (
+        ["training.budgets=[largest]", "model.depth_budgets=[1]", "loss.kd_weight=1"],
+        "training.budgets has 4:2; add budgets such as smallest",
+    ),
+    "teacher alone in the model": (["loss.kd_weight=1"], "4:2; give model.depth_budgets"),
+    "no stock class for the state": (
+        ["export.format=native", "export.budgets=[largest]"],
+        "budget 4:2 of export.budgets: variant 'ddl-cc' rewrites its state",
+    ),
+    "no stock class for mixed values": (
+        ["--variant", "baseline", "model.value_residual=true", "export.format=native",
+         "export.budgets=[all]"],
+        "value_residual mixes attention values across layers; set export.format=auto",
+    ),
+    "negative seed": (["--seed", "-1"], "seed is -1, it must be a whole number in 0..4294967295"),
+    "seed too large for NumPy": (["seed=4294967296"], "in 0..4294967295"),
 }
 
 
