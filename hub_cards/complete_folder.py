@@ -5,9 +5,10 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ LADDER = "budgets.json"
 PRODUCER = "nestling"
 # Not after a letter, dot, colon or slash: relative paths, URLs and ratios stay as they are.
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])~?/(?:[^\s/]+/)*([^\s/]+)/?")
+# The number of the process that writes is part of the name.
+_HIDDEN = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<process>\d+)-\w+")
 _DISK_FULL = ("No space left", "os error 28", "Disk quota exceeded")
 
 
@@ -92,6 +95,51 @@ def require_replaceable(target: Path) -> None:
         )
 
 
+def clear_leftovers(target: Path) -> None:
+    """Remove what killed exports left beside and in ``target``; bring back what they took away.
+
+    For the start of an export: folders of this process count as left by an earlier one, which had
+    the same number (in a container it often has). Those of other running processes stay. Processes
+    of another machine are not seen: do not export into one folder from two machines at once.
+    """
+    for folder, only in ((target.parent, target.name), (target, None)):
+        hidden = sorted(folder.glob(".*")) if folder.is_dir() else []
+        for path in hidden:
+            match = _HIDDEN.fullmatch(path.name)
+            if match is None or only not in (None, match["name"]):
+                continue
+            if not _is_other_running_process(int(match["process"])):
+                _clear(path, folder / match["name"] if match["kind"] == "replaced" else None)
+
+
+def _clear(path: Path, place: Path | None) -> None:
+    if place is None or place.exists():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    # Another process that clears the same folder may have been faster.
+    with suppress(FileNotFoundError):
+        os.replace(path, place)
+
+
+def _is_other_running_process(number: int) -> bool:
+    if number == os.getpid():
+        return False
+    if sys.platform == "win32":
+        return True  # nothing here can ask without ending it
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it runs and is somebody else's
+    return True
+
+
+def _hidden_folder(target: Path, kind: str) -> Path:
+    prefix = f".{target.name}.{kind}-{os.getpid()}-"
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+
+
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """Yield an empty hidden folder beside ``target``, removed afterwards whatever happens.
@@ -100,7 +148,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
         ExportError: if the disk is full, in one line.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    staged = _hidden_folder(target, "partial")
     try:
         yield staged
     except Exception as error:
@@ -121,7 +169,7 @@ def move_into_place(staged: Path, target: Path) -> None:
     if not target.exists():
         os.replace(staged, target)
         return
-    replaced = Path(tempfile.mkdtemp(prefix=f".{target.name}.replaced-", dir=target.parent))
+    replaced = _hidden_folder(target, "replaced")
     os.replace(target, replaced)
     try:
         os.replace(staged, target)

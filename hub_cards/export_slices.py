@@ -25,6 +25,7 @@ from ..configuration.delta_settings import (
 from .complete_folder import (
     LADDER,
     ExportError,
+    clear_leftovers,
     move_into_place,
     require_replaceable,
     staging_folder,
@@ -85,6 +86,7 @@ def export(
         VerifyError: if an exported folder does not reproduce the model; nothing is put in place.
     """
     model_dir, output = Path(model_dir), Path(output)
+    clear_leftovers(output)
     _check_request(model_dir, output, budgets, format, single)
     identity = None if delta_pack is None else pack_identity(delta_pack)
     elastic = load_elastic(model_dir)
@@ -171,6 +173,7 @@ def export_elastic(
         ExportError: for a model of no family or a full disk; ``folder`` is then unchanged.
     """
     folder = Path(folder)
+    clear_leftovers(folder)
     require_replaceable(folder)
     elastic = describe_model(model, tokenizer, folder.resolve().name, origin)
     elastic = replace(elastic, model=copy.deepcopy(model).to("cpu", torch.float32).eval())

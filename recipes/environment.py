@@ -53,7 +53,7 @@ def environment_block(seeds: Sequence[int] = ()) -> dict[str, Any]:
         "versions": {name: package_version(name) for name in RECORDED_PACKAGES},
         "commit": commit_of(PACKAGE_FOLDER),
         "machine": {
-            "system": f"{platform.system()} {platform.release()}",
+            "system": platform.system(),
             "architecture": platform.machine(),
             "cpu": cpu_model(),
             "cpu_flags": cpu_flags(),

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..hub_cards.complete_folder import clear_leftovers
 from ..hub_cards.export_slices import export, export_elastic
-from ..trainers.checkpoint_files import last_complete_checkpoint
+from ..trainers.checkpoint_files import bring_back_replaced, last_complete_checkpoint
 from .cli_errors import UsageError
 from .environment import PACKAGE_FOLDER, commit_of
 from .evaluation.evaluation_table import Row
 from .recipe_sections import FREE_KEYS, FREE_SECTIONS
+from .shared_preparation import is_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +40,18 @@ class TrainReport:
 def checkpoint_to_resume(output_dir: Path, resume: bool) -> Path | None:
     """Return the newest complete checkpoint of a run that goes on; None for a new run.
 
+    What a kill left is put right before. Half-written checkpoints stay for the trainer, which
+    removes them when this command is known to go on with the run: they may belong to a running one.
+
     Raises:
         UsageError: if there is one and ``resume`` is off.
     """
+    # By every process, for there is no group yet in which the others could wait for the first. No
+    # save comes in between: the trainer waits for all of them before its first step.
+    bring_back_replaced(output_dir)
+    if is_first_process():
+        for name in (MODEL_FOLDER, BEST_FOLDER, SLICES_FOLDER):
+            clear_leftovers(output_dir / name)
     checkpoint = last_complete_checkpoint(output_dir) if output_dir.is_dir() else None
     if checkpoint is not None and not resume:
         raise UsageError(

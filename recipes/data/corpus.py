@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..recipe_schema import DataSection
-from ..whole_file import write_whole_file
 from .document_sources import open_source
 from .documents import (
     SPLITS,
@@ -24,7 +23,7 @@ from .documents import (
 from .encoding_pool import text_encoder
 from .manifest import MANIFEST_FILE, Manifest
 from .packing import fill_rate
-from .pretokenize import TOKENIZER_FOLDER, load_prepared, prepare
+from .pretokenize import REQUEST_FILE, TOKENIZER_FOLDER, load_prepared, prepare
 from .row_windows import WINDOW_DOCUMENTS, RowSettings, SplitRows, row_windows
 from .text_columns import ColumnChoice
 from .tokenizer_training import (
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What was asked for, beside the manifest that says what was made.
-REQUEST_FILE = "request.json"
 REQUEST_KEYS = (
     "source path name split text_column text_columns group_column noncommercial max_bytes "
     "tokenizer vocab_size"
@@ -141,7 +138,7 @@ def prepare_data(
             return manifest
     source = source_of(section)
     scan = scan_documents(source, section.validation_fraction)
-    manifest = prepare(
+    return prepare(
         source,
         _tokenizer_of(section, source, scan.rule),
         folder,
@@ -151,10 +148,8 @@ def prepare_data(
         num_proc=section.num_proc,
         progress=progress,
         scan=scan,
+        request=_request(section) if same_request else None,
     )
-    if same_request:
-        write_whole_file(folder / REQUEST_FILE, json.dumps(_request(section), indent=1) + "\n")
-    return manifest
 
 
 def _require_same_keys(section: DataSection, manifest: Manifest, folder: Path) -> None:

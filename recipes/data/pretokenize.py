@@ -1,6 +1,7 @@
 """Tokenise and pack a source once into a folder of Arrow files, and load such a folder.
 
     OUTPUT/manifest.json            settings, counts, one record per shard
+    OUTPUT/request.json             what was asked for, where a recipe did
     OUTPUT/tokenizer/               the tokenizer
     OUTPUT/train/00000.arrow ...    rows: input_ids, document_ids (1, 2, 3, ...)
     OUTPUT/validation/00000.arrow
@@ -9,14 +10,15 @@ An interrupted preparation continues after the last window in the manifest when 
 and the finished folder has the same bytes as one that was made in one go.
 """
 
+import json
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..whole_file import write_whole
+from ..whole_file import write_whole, write_whole_file
 from .documents import SPLITS, CorpusScan, DataError, DocumentSource, Split, scan_documents
 from .encoding_pool import text_encoder
 from .manifest import MANIFEST_FILE, Manifest, PreparationSettings, ShardRecord
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FOLDER = "tokenizer"
+# What was asked for, beside the manifest that says what was made.
+REQUEST_FILE = "request.json"
 
 
 def prepare(
@@ -44,6 +48,7 @@ def prepare(
     window_documents: int = WINDOW_DOCUMENTS,
     progress: bool = True,
     scan: CorpusScan | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write the packed rows of a source to a folder, or finish an interrupted run.
 
@@ -58,6 +63,7 @@ def prepare(
         window_documents: Source rows per window (and per shard).
         progress: Whether to show a progress bar.
         scan: Result of `scan_documents` for this source and fraction, if the caller has it.
+        request: Keys that asked for these rows, kept in request.json; None leaves it as it is.
 
     Returns:
         The manifest of the finished folder.
@@ -84,6 +90,9 @@ def prepare(
     manifest = _open_manifest(folder, wanted, source)
     if manifest.complete:
         return manifest
+    if request is not None:
+        # Before the rows: no complete folder lacks the request that it was made for.
+        write_whole_file(folder / REQUEST_FILE, json.dumps(request, indent=1) + "\n")
     tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
     with text_encoder(tokenizer, num_proc) as encode:
         windows = row_windows(source, scan.rule, encode, settings, manifest.windows)
@@ -100,7 +109,9 @@ def _open_manifest(folder: Path, wanted: PreparationSettings, source: DocumentSo
         if manifest.windows and not manifest.complete:
             logger.info("continue %s after window %d", folder, manifest.windows - 1)
         return manifest
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    # All that a kill before the first manifest can leave; saving writes over it.
+    unfinished = folder / f"{MANIFEST_FILE}.tmp"
+    if folder.is_file() or (folder.is_dir() and any(p != unfinished for p in folder.iterdir())):
         raise DataError(f"{folder} is not empty and has no {MANIFEST_FILE}; pass another output")
     versions = {name: version(name) for name in ("tokenizers", "transformers", "pyarrow")}
     versions["python"] = platform.python_version()

@@ -10,6 +10,7 @@ description is written last: a folder without it is not finished and is made aga
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +95,9 @@ def write_streams(folder: Path, streams: TokenStreams) -> None:
     (folder / STREAM_FILE).unlink(missing_ok=True)
     if streams.tokenizer is not None:
         streams.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
+    elif (folder / TOKENIZER_FOLDER).is_dir():
+        # Of an interrupted preparation of text; these ids would be read as its tokens.
+        shutil.rmtree(folder / TOKENIZER_FOLDER)
     for split in SPLITS:
         write_whole(_split_file(folder, split), partial(_save, streams.ids[split]))
     text = json.dumps(streams.description, indent=1, ensure_ascii=False) + "\n"

@@ -107,7 +107,7 @@ def write_original_layout(
     Raises:
         DataError: If a needed number is missing or not finite, or the weights are not one file.
     """
-    report = training_report(run)
+    report = training_report(run, has_best_model=best_model_dir is not None)
     manifest = {
         "variant": report["variant"],
         "config": report["config"],
@@ -141,12 +141,17 @@ def write_training_comparison(out_dir: Path, reports: Sequence[TrainingReport]) 
     return out_dir / COMPARISON
 
 
-def training_report(run: FinishedRun) -> TrainingReport:
+def training_report(run: FinishedRun, has_best_model: bool = False) -> TrainingReport:
     """Return the original's report of a run.
 
     The best evaluation is the one with the lowest validation loss, the first of equal ones. Where
     the first or last evaluation has no training metrics, the first or last logged loss stands in:
     a mean over the steps of that line, not a measurement of one state.
+
+    Args:
+        run: What to report.
+        has_best_model: Whether the trainer kept the best model. It never keeps that of step 0, so
+            the report does not name it either.
 
     Raises:
         DataError: If a needed number is missing or not finite.
@@ -165,7 +170,8 @@ def training_report(run: FinishedRun) -> TrainingReport:
         for one in run.evaluations
         if one.validation is not None
     ]
-    best_metrics, best = min(validated, key=lambda pair: pair[0]["loss"], default=(None, None))
+    eligible = [pair for pair in validated if pair[1].step > 0 or not has_best_model]
+    best_metrics, best = min(eligible, key=lambda pair: pair[0]["loss"], default=(None, None))
     d_value = int(run.config["d_value"])
 
     def spectrum(layers: Sequence[Mapping[str, Any]] | None) -> TrainingSpectralSnapshot | None:

@@ -91,7 +91,8 @@ def train_all_variants(recipe: DdlRecipe, resume: bool = False) -> TrainReport:
 
     Raises:
         UsageError: if a variant cannot have the recipe's controls, the recipe starts from a
-            checkpoint, or a folder holds a run.
+            checkpoint, or a folder holds a run that ``resume`` does not allow to go on or that
+            has another recipe; nothing is written then.
         BudgetError: if a variant does not have one of the recipe's budgets.
     """
     update = recipe.model.residual_update
@@ -106,9 +107,12 @@ def train_all_variants(recipe: DdlRecipe, resume: bool = False) -> TrainReport:
             "without --all-variants"
         )
     root = Path(recipe.output_dir)
-    root.mkdir(parents=True, exist_ok=True)
     recipe = with_data_folder(recipe)
     variants = {slug: variant_recipe(recipe, slug) for slug in VARIANTS}
+    # Before anything is written: a refused command must not change the recipe of the sweep.
+    for one in variants.values():
+        _checkpoint_of(one, resume)
+    root.mkdir(parents=True, exist_ok=True)
     if is_first_process():
         # With it an interrupted sweep goes on by --resume OUTPUT_DIR --all-variants.
         save_recipe(recipe, root)
@@ -157,10 +161,8 @@ def variant_recipe(recipe: DdlRecipe, slug: str) -> DdlRecipe:
 def _train_one(recipe: DdlRecipe, resume: bool) -> tuple[TrainReport, TrainingReport | None]:
     """Run a recipe; only the first process has a report."""
     output_dir = Path(recipe.output_dir)
-    checkpoint = checkpoint_to_resume(output_dir, resume)
     recipe = with_data_folder(recipe)
-    if checkpoint is not None and (output_dir / SAVED_NAME).is_file():
-        require_same_recipe(recipe, of_family(load_saved_recipe(output_dir), DdlRecipe))
+    checkpoint = _checkpoint_of(recipe, resume)
     _prepare_on_one_process(recipe)
     output_dir.mkdir(parents=True, exist_ok=True)
     if is_first_process():
@@ -189,6 +191,15 @@ def _train_one(recipe: DdlRecipe, resume: bool) -> tuple[TrainReport, TrainingRe
         )
         record = write_run_record(recipe, trainer, streams)
     return report, record
+
+
+def _checkpoint_of(recipe: DdlRecipe, resume: bool) -> Path | None:
+    """Return where a run goes on, None for its start; refuse to go on with another recipe."""
+    output_dir = Path(recipe.output_dir)
+    checkpoint = checkpoint_to_resume(output_dir, resume)
+    if checkpoint is not None and (output_dir / SAVED_NAME).is_file():
+        require_same_recipe(recipe, of_family(load_saved_recipe(output_dir), DdlRecipe))
+    return checkpoint
 
 
 def _prepare_on_one_process(recipe: DdlRecipe) -> None:

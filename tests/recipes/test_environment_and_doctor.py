@@ -1,4 +1,5 @@
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ def test_environment_block_is_json_and_names_the_essentials() -> None:
     assert block["seeds"] == [1, 2]
     assert block["versions"]["torch"][0].isdigit()
     assert block["machine"]["cpus"] >= 1
+    # Not the release of its kernel.
+    assert block["machine"]["system"] == platform.system()
     assert set(block["machine"]["cpu_flags"]) <= set(environment.RECORDED_CPU_FLAGS)
     assert block["threads"]["torch"] >= 1
 

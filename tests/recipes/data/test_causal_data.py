@@ -211,6 +211,16 @@ def test_damaged_tokens_are_named(tmp_path: Path) -> None:
     assert open_streams(folder).ids["train"].size
 
 
+def test_ids_do_not_get_the_tokenizer_of_an_interrupted_preparation(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    section = replace(_text_files(tmp_path), pretokenized_path=str(folder))
+    prepare_streams(section)
+    (folder / STREAM_FILE).unlink()  # it would have been written last
+    (tmp_path / "ids.txt").write_text(" ".join(map(str, range(100))))
+    ids = replace(section, path=str(tmp_path / "ids.txt"), tokenizer="ids")
+    assert build_streams(ids).tokenizer is None
+
+
 def test_an_empty_file_and_a_missing_one_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="no text"):

@@ -1,6 +1,7 @@
 """Recipe keys give training data, in memory, prepared and streamed."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from nestling.recipes.data import corpus
 from nestling.recipes.data.corpus import build_data, prepare_data
 from nestling.recipes.data.documents import DataError
+from nestling.recipes.data.manifest import Manifest
 from nestling.recipes.recipe_schema import DataSection
 
 KEYS = {"vocab_size": 300, "max_length": 32, "validation_fraction": 0.2}
@@ -53,6 +55,36 @@ def test_interrupted_prepare_is_finished(text_file: str, tmp_path: Path, monkeyp
     manifest.complete = False
     manifest.save(tmp_path / "p")
     assert build_data(section, progress=False).manifest["complete"]
+
+
+def test_a_kill_right_after_the_last_row_keeps_the_request(
+    text_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = DataSection(path=text_file, pretokenized_path=str(tmp_path / "p"), **KEYS)
+    save = Manifest.save
+
+    def save_and_die(manifest: Manifest, folder: Path) -> None:
+        save(manifest, folder)
+        if manifest.complete:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Manifest, "save", save_and_die)
+        prepare_data(section, progress=False)
+    prepare_data(section, progress=False)
+    with pytest.raises(DataError, match="data.vocab_size was 300 and is now 400"):
+        prepare_data(replace(section, vocab_size=400), progress=False)
+
+
+def test_a_refused_preparation_keeps_the_request(text_file: str, tmp_path: Path) -> None:
+    section = DataSection(path=text_file, pretokenized_path=str(tmp_path / "p"), **KEYS)
+    manifest = prepare_data(section, progress=False)
+    manifest.complete = False
+    manifest.save(tmp_path / "p")
+    request = (tmp_path / "p" / "request.json").read_bytes()
+    with pytest.raises(DataError, match="vocab_size is 300 there and 400 here"):
+        prepare_data(replace(section, vocab_size=400), progress=False)
+    assert (tmp_path / "p" / "request.json").read_bytes() == request
 
 
 def test_prepare_needs_a_folder() -> None:

@@ -199,6 +199,16 @@ def test_output_that_is_something_else(source, tokenizer, tmp_path: Path) -> Non
         prepare(source, tokenizer, tmp_path, **SETTINGS, progress=False)
 
 
+def test_a_kill_before_the_first_manifest_is_no_obstacle(
+    source, tokenizer, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    (folder / "manifest.json.tmp").write_text('{"schema_ver')
+    prepare(source, tokenizer, folder, **SETTINGS, progress=False)
+    assert contents(folder) == contents(whole)
+
+
 def test_full_disk(source, tokenizer, whole: Path, tmp_path: Path, monkeypatch) -> None:
     folder = tmp_path / "full"
 

@@ -82,6 +82,22 @@ def test_the_report_of_a_run(finished_run: FinishedRun) -> None:
     )
 
 
+def test_report_and_best_folder_are_of_the_same_model(
+    tmp_path: Path, finished_run: FinishedRun
+) -> None:
+    """The trainer keeps no model of step 0, however good that was."""
+    first, *later = finished_run.evaluations
+    run = replace(
+        finished_run, evaluations=[replace(first, validation={"loss": 4.0}), *later]
+    )
+    make_model(tmp_path / "model", 1.0)
+    best = make_model(tmp_path / "best", 2.0)
+    report = write_original_layout(tmp_path, run, best_model_dir=best)
+    assert (report["best_validation_step"], report["best_validation"]["loss"]) == (4, 5.1)  # type: ignore[index]
+    assert report["initial_validation"]["loss"] == 4.0  # type: ignore[index]
+    assert training_report(run)["best_validation_step"] == 0
+
+
 def test_a_comparison_is_read_back(tmp_path: Path, finished_run: FinishedRun) -> None:
     report = training_report(finished_run)
     path = write_training_comparison(tmp_path, [report, {**report, "variant": "baseline"}])
