@@ -18,7 +18,7 @@ from ..data.causal_corpus import build_streams, prepare_streams
 from ..data.documents import SPLITS
 from ..data.token_stream import STREAM_FILE, TokenStreams
 from ..ddl_schema import DdlRecipe
-from ..ddl_validation import ONE_VALUE_CHANNEL, check_ddl
+from ..ddl_validation import ONE_VALUE_CHANNEL, check_ddl, check_decoder_budgets
 from ..evaluation.evaluation_table import Row
 from ..recipe_loader import SAVED_NAME, load_saved_recipe, of_family, save_recipe
 from ..shared_preparation import is_first_process, wait_until
@@ -217,6 +217,7 @@ def _require_usable(recipe: DdlRecipe, streams: TokenStreams) -> None:
         DataError: if there are too few, or the model has no row for one.
         ModelFolderError: if the checkpoint to start from cannot be loaded, or takes shorter rows.
         BudgetError: if it does not have a budget of the recipe.
+        UsageError: if its budgets cannot be trained or exported as the recipe says.
     """
     for split in SPLITS:
         rows_of(recipe, streams, split)
@@ -226,7 +227,7 @@ def _require_usable(recipe: DdlRecipe, streams: TokenStreams) -> None:
     else:
         config = load_start(section.init_from).config
         try:
-            lattice_of(section, config)
+            config.budgets = [str(budget) for budget in lattice_of(section, config)]
         except BudgetError as error:
             axes = [
                 f"model.{name}={vars(section)[name]}" for name in ("value_budgets", "depth_budgets")
@@ -235,6 +236,7 @@ def _require_usable(recipe: DdlRecipe, streams: TokenStreams) -> None:
                 f"{' '.join(axes)} (a recipe brings its own) with model.init_from="
                 f"{section.init_from}: {error}; give lists that fit it, or [] for its full size"
             ) from error
+        check_decoder_budgets(recipe, config)
     require_fitting(streams, config, recipe.data.max_length)
 
 

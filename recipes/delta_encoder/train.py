@@ -9,6 +9,7 @@ from transformers import set_seed
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ...modeling.families import register_families
 from ...trainers.process_group import leave_process_group
+from ..cli_errors import UsageError
 from ..data.corpus import build_data, prepare_data
 from ..recipe_loader import SAVED_NAME, load_saved_recipe, of_family, save_recipe
 from ..recipe_schema import DeltaEncoderRecipe
@@ -53,9 +54,16 @@ def train(recipe: DeltaEncoderRecipe, resume: bool = False) -> TrainReport:
         The ladder of the budgets and where things are.
 
     Raises:
-        UsageError: if ``output_dir`` holds another run and ``resume`` is off.
+        UsageError: if ``output_dir`` holds another run and ``resume`` is off, or a stream is to be
+            trained on prepared rows.
         DataError: if the data cannot be used.
     """
+    if recipe.data.streaming and recipe.data.pretokenized_path is not None:
+        raise UsageError(
+            f"data.pretokenized_path is {recipe.data.pretokenized_path}, but data.streaming is "
+            "true, which reads the text itself; set data.streaming=false to train on those rows, "
+            "or data.pretokenized_path=null"
+        )
     output_dir = Path(recipe.output_dir)
     checkpoint = checkpoint_to_resume(output_dir, resume)
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -146,6 +146,19 @@ def test_streaming_trains_and_resumes_to_the_same_weights(
     expected = load_file(whole / "checkpoint-6" / "model.safetensors")
     resumed = load_file(cut / "checkpoint-6" / "model.safetensors")
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    # Finished, it is not read any further.
+    done = run_nestling("train", *shared, f"output_dir={cut}", "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (cut / "checkpoint-7").exists()
+
+
+def test_a_stream_does_not_read_prepared_rows(tmp_path: Path, run_nestling: RunNestling) -> None:
+    done = run_nestling(
+        "train", "recipe=delta_encoder/tiny", "data.streaming=true",
+        "data.pretokenized_path=rows", f"output_dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert done.returncode != 0 and "data.pretokenized_path is rows" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_modernbert_checkpoint_is_cut_and_verified(

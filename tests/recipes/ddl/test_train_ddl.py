@@ -234,6 +234,22 @@ def test_budgets_of_a_recipe_that_the_start_does_not_have_are_named(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("training.budgets=[smallest]", "without the largest budget 2:2"),
+        ("export.format=native", "no stock class computes budget"),
+    ],
+)
+def test_what_the_start_cannot_train_or_export_is_refused_first(
+    change: str, words: str, ddl_run: Path, tmp_path: Path
+) -> None:
+    keys = ("training.max_steps=1", "data.max_bytes=20_000")
+    with pytest.raises(UsageError, match=words):
+        train(tiny(tmp_path / "run", f"model.init_from={ddl_run}", *keys, change))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("key", ["export.budgets", "evaluation.budgets", "training.budgets"])
 def test_budgets_that_do_not_exist_are_refused_before_training(key: str, tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match=rf"{key}: budget 9:9 does not fit"):
