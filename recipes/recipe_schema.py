@@ -165,8 +165,8 @@ class LossSection:
         masked_lm_weight: weight of the masked-LM term.
         largest_share: share of the largest budget in that term, in (0, 1); the other budgets of a
             step divide the rest. None gives all the same.
-        largest_share_end: that share at the last step, in (0, 1); it moves there over the last
-            quarter of the run. None keeps it.
+        largest_share_end: that share at the last step, in (0, 1); it moves there over the second
+            half of the run. None keeps it.
         kd_weight: weight of the distillation term (alpha_kd, originally 1.0).
         kd_temperature: softmax temperature of the distillation term (originally 2.0).
         teacher: external teacher, a folder or a Hub name; None distils from the largest budget of

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 IMPORTANCE_BATCHES = 8
 # Share of the run over which `loss.largest_share_end` is reached.
-RISING_PART = 0.25
+RISING_PART = 0.5
 
 
 def build_model(recipe: DeltaEncoderRecipe, data: PreparedData) -> DeltaEncoderForMaskedLM:

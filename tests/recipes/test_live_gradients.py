@@ -92,7 +92,9 @@ def test_a_rising_share_ends_at_its_end(tmp_path: Path, tiny_tokenizer: Any) -> 
         load_recipe([*SMALL, *changes, f"output_dir={tmp_path}"]), tiny_tokenizer
     ).largest_share
     assert share is not None
-    assert [share(step, 101) for step in (0, 75, 100)] == pytest.approx([0.6, 0.6, 0.9])
+    assert [share(step, 101) for step in (0, 50, 75, 100)] == pytest.approx(
+        [0.6, 0.6, 0.75, 0.9]
+    )
 
 
 # The sizes of every shipped recipe, cut down; what a recipe has beside its sizes stays.
