@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import __version__
+from ..configuration.stock_shapes import stock_decoder_obstacle
 from ..modeling.families import Family
 from ..modeling.modernbert_weights import (
     stock_obstacle,
@@ -15,11 +16,7 @@ from ..modeling.modernbert_weights import (
     to_modernbert_state,
 )
 from ..modeling.sliceable_encoder import slice_settings
-from ..modeling.stock_decoder_weights import (
-    stock_decoder_obstacle,
-    to_stock_decoder_config,
-    to_stock_decoder_state,
-)
+from ..modeling.stock_decoder_weights import to_stock_decoder_config, to_stock_decoder_state
 from .complete_folder import PRODUCER, write_json, write_tensors
 
 WEIGHTS = "model.safetensors"

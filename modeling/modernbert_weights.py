@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..configuration.configuration_delta_encoder import GLOBAL, LOCAL, DeltaEncoderConfig
 from ..configuration.delta_settings import delta_share
+from ..configuration.stock_shapes import encoder_shape_obstacle
 from .delta_encoder_heads import DeltaEncoderForMaskedLM
 
 SUPPORTED = "modernbert (ModernBERT, RexBERT and Ettin encoders)"
@@ -37,11 +38,14 @@ def stock_obstacle(config: DeltaEncoderConfig) -> str | None:
     """Return why the stock class cannot express a shape, or None if it can."""
     every = config.global_attn_every_n_layers
     regular = [LOCAL if i % every else GLOBAL for i in range(config.num_hidden_layers)]
-    heads, size, hidden = config.num_attention_heads, config.head_dim, config.hidden_size
-    if heads * size != hidden:
-        return f"heads x head_dim = {heads} x {size} is not the hidden size {hidden}"
-    if len(set(config.intermediate_sizes())) > 1:
-        return f"intermediate_size differs between layers: {config.intermediate_sizes()}"
+    obstacle = encoder_shape_obstacle(
+        config.num_attention_heads,
+        config.head_dim,
+        config.hidden_size,
+        config.intermediate_sizes(),
+    )
+    if obstacle is not None:
+        return obstacle
     if config.layer_types != regular:
         return f"global layers do not come every {every} layers: {config.layer_types}"
     if config.delta_token_threshold is not None or delta_share(config) < 1.0:

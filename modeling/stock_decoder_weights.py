@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..configuration.configuration_ddl import DdlConfig
+from ..configuration.stock_shapes import stock_decoder_obstacle
 
 _SHARED_KEYS = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads head_dim intermediate_size "
@@ -32,22 +33,6 @@ _RENAMED = {
     ".mlp.up.": ".mlp.up_proj.",
     ".mlp.down.": ".mlp.down_proj.",
 }
-
-
-def stock_decoder_obstacle(config: DdlConfig) -> str | None:
-    """Return why no stock class computes this decoder, or None if one does."""
-    if config.variant != "baseline":
-        return f"variant {config.variant!r} rewrites its state, only 'baseline' adds"
-    if config.value_residual:
-        return "value_residual mixes attention values across layers"
-    if config.qk_norm and config.rope_before_qk_norm:
-        return "rope_before_qk_norm rotates queries and keys before their norm"
-    if not config.qk_norm and config.hidden_size % config.num_attention_heads:
-        return (
-            f"num_attention_heads {config.num_attention_heads} does not divide hidden_size "
-            f"{config.hidden_size}"
-        )
-    return None
 
 
 def to_stock_decoder_config(config: DdlConfig, class_name: str) -> dict[str, Any]:

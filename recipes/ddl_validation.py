@@ -18,6 +18,7 @@ from ..configuration.ddl_settings import (
     preset_settings,
     validate_ddl_settings,
 )
+from ..configuration.stock_shapes import stock_decoder_obstacle
 from .budget_validation import (
     MORE_BUDGETS,
     check_compared,
@@ -27,7 +28,8 @@ from .budget_validation import (
 )
 from .cli_errors import UsageError
 from .ddl_schema import DdlModelSection, DdlRecipe
-from .native_validation import check_native, decoder_obstacle
+from .length_validation import check_lengths
+from .native_validation import check_native
 from .nearest_match import did_you_mean
 
 # Keys of a preset, and what the configuration takes without one.
@@ -89,7 +91,7 @@ def check_decoder_budgets(recipe: DdlRecipe, config: Any) -> None:
     if len(config.budget_list()) == 1:
         fix = "give model.depth_budgets or model.value_budgets, such as model.depth_budgets=[1]"
     check_compared(_comparing_weights(recipe), "training.budgets", trained, fix)
-    check_native(recipe.export, config, lambda _: decoder_obstacle(config))
+    check_native(recipe.export, config, lambda _: stock_decoder_obstacle(config))
 
 
 def check_sweep(overrides: Iterable[tuple[str, str]]) -> None:
@@ -175,27 +177,29 @@ def _planned_model(recipe: DdlRecipe) -> SimpleNamespace | None:
         validate_ddl_settings(shape)
     except ValueError as error:
         raise UsageError(f"model.{error}") from error
-    lengths = {
-        "data.max_length": recipe.data.max_length,
-        "evaluation.sequence_length": recipe.evaluation.sequence_length,
-    }
-    for key, length in lengths.items():
-        if length is not None and length > shape.max_position_embeddings:
-            raise UsageError(
-                f"{key} is {length}, the model takes at most {shape.max_position_embeddings} "
-                "tokens; lower it or raise model.max_position_embeddings"
-            )
+    check_lengths(recipe, shape.max_position_embeddings)
     shape.budget_class = DdlBudget
     # Asked for when the values have been checked.
-    shape.budget_list = lambda: _lattice_of(section, shape)
+    shape.budget_list = lambda: lattice_of(section, shape)
     return shape
 
 
-def _lattice_of(section: DdlModelSection, shape: SimpleNamespace) -> list[DdlBudget]:
-    """Return the budgets that the model will have; an empty axis has its largest value only."""
-    values = sorted({*section.value_budgets, shape.d_value})
-    depths = sorted({*section.depth_budgets, shape.num_hidden_layers})
-    return [DdlBudget(value, depth) for value in values for depth in depths]
+def lattice_of(section: DdlModelSection, config: Any) -> list[DdlBudget]:
+    """Return the budgets a recipe names; an empty axis has its largest value only.
+
+    Args:
+        section: the keys.
+        config: configuration of the model, or what the recipe says of it.
+
+    Raises:
+        BudgetError: for a budget that does not fit, naming the nearest one that does.
+    """
+    values = sorted({*section.value_budgets, config.d_value})
+    depths = sorted({*section.depth_budgets, config.num_hidden_layers})
+    budgets = [DdlBudget(value, depth) for value in values for depth in depths]
+    for budget in budgets:
+        budget.check(config)
+    return budgets
 
 
 # Keys that say something about a run that starts from a checkpoint.

@@ -15,6 +15,7 @@ from .cli_errors import UsageError
 from .ddl_schema import DdlRecipe
 from .ddl_validation import check_ddl
 from .delta_validation import check_delta_training
+from .length_validation import check_lengths
 from .nearest_match import did_you_mean
 from .planned_sizes import planned_sizes
 from .recipe_schema import DELTA_KINDS, TRAINED_PARTS, DeltaEncoderRecipe, Recipe
@@ -96,7 +97,8 @@ def validate(recipe: Recipe) -> None:
         return
     _check_streaming(recipe)
     _check_terms(recipe)
-    _check_longest(recipe)
+    if _has_own_sizes(recipe):
+        check_lengths(recipe, recipe.model.max_position_embeddings)
     _check_heads(recipe)
     check_delta_training(recipe)
     _check_budgets(recipe)
@@ -168,11 +170,6 @@ def _check_length(recipe: Recipe) -> None:
 
 
 def _check_terms(recipe: DeltaEncoderRecipe) -> None:
-    if recipe.loss.masked_lm_weight == 0 and recipe.loss.kd_weight == 0:
-        raise UsageError(
-            "loss.masked_lm_weight and loss.kd_weight are both 0, so nothing would be learned; "
-            "set one of them above 0"
-        )
     if recipe.loss.masked_lm_weight == 0 and recipe.loss.teacher is None:
         raise UsageError(
             "loss.masked_lm_weight is 0 and loss.teacher is null, so the largest budget, which "
@@ -239,22 +236,6 @@ def _check_source(data: TextSection) -> None:
             f"data.text_column={data.text_column} and data.text_columns={data.text_columns} are "
             "both given; use text_columns alone to join several columns"
         )
-
-
-def _check_longest(recipe: DeltaEncoderRecipe) -> None:
-    if not _has_own_sizes(recipe):
-        return
-    longest = recipe.model.max_position_embeddings
-    lengths = {
-        "data.max_length": recipe.data.max_length,
-        "evaluation.sequence_length": recipe.evaluation.sequence_length,
-    }
-    for key, length in lengths.items():
-        if length is not None and length > longest:
-            raise UsageError(
-                f"{key} is {length}, the model takes at most {longest} tokens; lower it or raise "
-                "model.max_position_embeddings"
-            )
 
 
 def _check_budgets(recipe: DeltaEncoderRecipe) -> None:

@@ -31,8 +31,8 @@ from ..data.causal_rows import CausalRows, collate_rows, spread_rows
 from ..data.documents import SPLITS, Split
 from ..data.token_ids import require_vocabulary
 from ..data.token_stream import TokenStreams, end_token_of
-from ..ddl_schema import DdlModelSection, DdlRecipe
-from ..ddl_validation import model_settings
+from ..ddl_schema import DdlRecipe
+from ..ddl_validation import lattice_of, model_settings
 from ..shared_arguments import shared_arguments
 from .starting_point import load_start
 
@@ -130,20 +130,6 @@ def _special_tokens(tokenizer: PreTrainedTokenizerFast | None) -> dict[str, Any]
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": end,
     }
-
-
-def lattice_of(section: DdlModelSection, config: Any) -> list[DdlBudget]:
-    """Return the budgets a recipe names; an empty axis has its largest value only.
-
-    Raises:
-        BudgetError: for a budget that does not fit, naming the nearest one that does.
-    """
-    values = sorted({*section.value_budgets, config.d_value})
-    depths = sorted({*section.depth_budgets, config.num_hidden_layers})
-    budgets = [DdlBudget(value, depth) for value in values for depth in depths]
-    for budget in budgets:
-        budget.check(config)
-    return budgets
 
 
 def build_trainer(

@@ -18,7 +18,7 @@ from ..data.causal_corpus import build_streams, prepare_streams
 from ..data.documents import SPLITS
 from ..data.token_stream import STREAM_FILE, TokenStreams
 from ..ddl_schema import DdlRecipe
-from ..ddl_validation import ONE_VALUE_CHANNEL, check_ddl, check_decoder_budgets
+from ..ddl_validation import ONE_VALUE_CHANNEL, check_ddl, check_decoder_budgets, lattice_of
 from ..evaluation.evaluation_table import Row
 from ..recipe_loader import SAVED_NAME, load_saved_recipe, of_family, save_recipe
 from ..shared_preparation import is_first_process, wait_until
@@ -29,14 +29,7 @@ from ..training_run import (
     publish,
     require_same_recipe,
 )
-from .build import (
-    build_model,
-    build_trainer,
-    lattice_of,
-    require_fitting,
-    rows_of,
-    scratch_config,
-)
+from .build import build_model, build_trainer, require_fitting, rows_of, scratch_config
 from .evaluate import evaluate_folder
 from .original_layout import write_training_comparison
 from .original_report import TrainingReport

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR, DdlConfig
+from nestling.configuration.stock_shapes import stock_decoder_obstacle
 from nestling.hub_cards.complete_folder import ExportError, read_json
 from nestling.hub_cards.export_slices import export, export_elastic
 from nestling.hub_cards.model_files import has_native_class
@@ -15,7 +16,6 @@ from nestling.hub_cards.verify_export import run_worker
 from nestling.modeling.families import FAMILIES
 from nestling.modeling.modeling_ddl import DdlForCausalLM, DdlModel
 from nestling.modeling.stock_decoder_weights import (
-    stock_decoder_obstacle,
     to_stock_decoder_config,
     to_stock_decoder_state,
 )

@@ -12,7 +12,7 @@ from nestling.trainers.hooked_trainer import HookedTrainer
 from nestling.trainers.loss_term import LossSum, LossTerm, WeightedTerm
 from nestling.trainers.losses.distillation import DistillationLoss
 from nestling.trainers.losses.masked_lm import MaskedLmLoss
-from nestling.trainers.schedules import Constant
+from nestling.trainers.schedules import Constant, LateRise, Schedule
 from tiny_masked_lm_run import (
     TinyConfig,
     TinyMaskedLm,
@@ -50,18 +50,25 @@ def build(folder: Path, **changes: Any) -> HookedTrainer:
 
 
 @pytest.mark.parametrize(
-    ("share", "shares"), [(None, [1 / 3] * 3), (0.6, [0.6, 0.2, 0.2])], ids=["even", "largest"]
+    ("share", "shares"),
+    [
+        (None, [1 / 3] * 3),
+        (Constant(0.6), [0.6, 0.2, 0.2]),
+        # Step 2 of 0..3, two thirds on the way.
+        (LateRise(0.2, 0.8, part=1.0), [0.6, 0.2, 0.2]),
+    ],
+    ids=["even", "largest", "rising"],
 )
 def test_losses_equal_a_slow_reference(
-    share: float | None, shares: list[float], tmp_path: Path
+    share: Schedule | None, shares: list[float], tmp_path: Path
 ) -> None:
     """Averages over budgets, with a share for the largest; students are all but that one."""
-    trainer = build(tmp_path, largest_share=None if share is None else Constant(share))
+    trainer = build(tmp_path, largest_share=share)
     trainer.state.max_steps = 4
     batch = collate([TinyRows()[position] for position in range(6)])
-    losses = trainer.step_losses(trainer.model, batch, 0)
+    losses = trainer.step_losses(trainer.model, batch, 2)
     targets = batch["labels"][batch["labels"] != -100]
-    budgets = trainer.planner.sampler.sample(0, 4)
+    budgets = trainer.planner.sampler.sample(2, 4)
     logits = [trainer.model(**batch, budgets=(budget,)).budget_logits[0] for budget in budgets]
     cross_entropies = [F.cross_entropy(z, targets, reduction="sum").item() for z in logits]
     expected = sum(part * loss for part, loss in zip(shares, cross_entropies, strict=True))

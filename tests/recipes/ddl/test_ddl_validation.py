@@ -6,13 +6,9 @@ import pytest
 import transformers
 from nestling.configuration.budget import NAMED_BUDGETS, select_budgets
 from nestling.configuration.configuration_ddl import TRANSFORMERS_FLOOR, DdlConfig
-from nestling.hub_cards.model_files import native_obstacle
-from nestling.modeling.families import FAMILIES
 from nestling.recipes import ddl_validation
-from nestling.recipes.ddl.build import lattice_of
 from nestling.recipes.ddl_schema import DdlRecipe
-from nestling.recipes.ddl_validation import check_decoder_budgets, model_settings
-from nestling.recipes.native_validation import decoder_obstacle
+from nestling.recipes.ddl_validation import check_decoder_budgets, lattice_of, model_settings
 from nestling.recipes.recipe_loader import load_recipe, of_family
 
 pytestmark = pytest.mark.skipif(
@@ -81,24 +77,3 @@ def test_planned_budgets_are_those_of_the_configuration(
         assert budget.flops(planned[0], 64) == budget.flops(config, 64)
     named = select_budgets(NAMED_BUDGETS, config)
     assert select_budgets(NAMED_BUDGETS, planned[0]) == named
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"variant": "ddl"},
-        {"variant": "ddl-cc-ec"},
-        {"value_residual": True},
-        {"rope_before_qk_norm": True},
-        {"rope_before_qk_norm": True, "qk_norm": False},
-        {"hidden_size": 30, "head_dim": 8},
-        {"hidden_size": 30, "head_dim": 8, "qk_norm": False},
-    ],
-)
-def test_obstacles_of_slices_are_those_of_the_export(settings: dict[str, Any]) -> None:
-    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = DdlConfig(**{"variant": "baseline", **sizes, **settings})
-    for budget in config.budget_list():
-        found = native_obstacle(config, budget, FAMILIES["ddl"])
-        assert decoder_obstacle(config) == found
