@@ -164,7 +164,7 @@ def test_bad_overrides_get_one_line(argument: str, words: list[str]) -> None:
     [
         (["data.path=a", "data.name=b"], "both given"),
         (["data.source=embedded", "data.path=a"], "data.source=null"),
-        (["loss.kd_weight=0", "loss.masked_lm_weight=0"], "nothing would be learned"),
+        (["loss.kd_weight=0", "loss.masked_lm_weight=0"], "masked_lm_weight is 0 and loss.teacher"),
         (["data.text_column=a", "data.text_columns=[b]"], "text_columns"),
         (["recipe=delta_encoder/demo"], "2 recipes"),
     ],
