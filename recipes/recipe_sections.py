@@ -134,6 +134,8 @@ class EvaluationSection:
         calibration_fraction: share of the validation rows, in [0, 1), held out to choose safe
             aliases and to fit one temperature per budget; 0 chooses aliases on the evaluation rows
             and fits no temperature.
+        alias_confidence: how surely, in [0.5, 1), a budget must beat all it contains on those rows
+            to be its own safe alias; 0.5 lets the means decide.
     """
 
     budgets: list[str] = field(default_factory=lambda: ["all"])
@@ -143,6 +145,7 @@ class EvaluationSection:
     latency: bool = True
     bootstrap_samples: int = 1000
     calibration_fraction: float = 0.5
+    alias_confidence: float = 0.99
 
 
 @dataclass

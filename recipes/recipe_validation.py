@@ -35,6 +35,7 @@ _SHARES = {
     "training.warmup_ratio": "[0, 1)",
     "training.min_lr_ratio": "[0, 1]",
     "evaluation.calibration_fraction": "[0, 1)",
+    "evaluation.alias_confidence": "[0.5, 1)",
     "model.base_ratio": "(0, 1)",
     "model.delta_token_ratio": "(0, 1)",
     "export.delta_token_ratio": "(0, 1]",

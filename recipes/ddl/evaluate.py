@@ -143,6 +143,7 @@ def evaluate_run(run: OpenedRun, budgets: Sequence[str] | None = None) -> dict[s
         sequence_length=length,
         time_budgets=partial(time_slices, model, length) if settings.latency else None,
         bootstrap_samples=settings.bootstrap_samples,
+        alias_confidence=settings.alias_confidence,
         seed=run.recipe.seed,
         calibration_loader=load(held_out) if held_out else None,
     )

@@ -205,6 +205,7 @@ def evaluate_run(
         sequence_length=settings.sequence_length or run.recipe.data.max_length,
         latency=settings.latency,
         bootstrap_samples=settings.bootstrap_samples,
+        alias_confidence=settings.alias_confidence,
         seed=run.recipe.seed,
         calibration_loader=run.calibration_loader,
     )

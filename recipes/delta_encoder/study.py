@@ -218,8 +218,8 @@ def _source_of_slices(study: Study, table: str, name: str, seed: int) -> Path:
 def _evaluation_changes(recipe: DeltaEncoderRecipe) -> list[str]:
     """Return the overrides that make every cell measured as the recipe says, on the same rows."""
     section = recipe.evaluation
-    keys = ("batches", "batch_size", "sequence_length", "bootstrap_samples", "calibration_fraction")
-    values = {key: getattr(section, key) for key in keys}
+    keys = "batches batch_size sequence_length bootstrap_samples calibration_fraction"
+    values = {key: getattr(section, key) for key in (*keys.split(), "alias_confidence")}
     changes = [f"evaluation.{key}={'null' if v is None else v}" for key, v in values.items()]
     return [*changes, f"data.pretokenized_path={recipe.data.pretokenized_path}"]
 

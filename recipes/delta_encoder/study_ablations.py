@@ -12,9 +12,9 @@ _BUDGET_TERMS = (
 
 # Name -> changes to the recipe of the study. The weights are those of the original.
 ABLATION_CHANGES: dict[str, tuple[str, ...]] = {
-    "equal-shares": ("loss.largest_share=null",),
+    "constant-share": ("loss.largest_share_end=null",),
+    "equal-shares": ("loss.largest_share=null", "loss.largest_share_end=null"),
     "larger-share": ("loss.largest_share=0.8",),
-    "rising-share": ("loss.largest_share=0.666667", "loss.largest_share_end=0.97"),
     "no-distillation": ("loss.kd_weight=0",),
     "distillation-as-original": ("loss.kd_weight=1.0",),
     # Eight atoms of rank 8 hold as many numbers as thin matrices of rank 16 in four layers.
@@ -23,7 +23,7 @@ ABLATION_CHANGES: dict[str, tuple[str, ...]] = {
     "low-rank": ("model.delta=low_rank", "model.delta_rank=16"),
     "conditioned-norms": ("model.conditioned_norms=true",),
     "exit-affine": ("model.exit_affine=true",),
-    "largest-first": ("training.largest_alone=0.5",),
+    "largest-first": ("training.largest_alone=0.5", "loss.largest_share_end=null"),
     "depth-dropout": ("training.survival_alpha=0.5",),
     "drop-path": ("model.drop_path=0.2",),
     "token-routing": _ROUTING,

@@ -16,6 +16,9 @@ from ..recipe_schema import DeltaEncoderRecipe, LossSection
 NESTED, POST_HOC, SEPARATE = "nested", "post-hoc", "separate"
 SHAPES = ("largest", "middle", "smallest")
 LARGEST_ALONE = f"{SEPARATE}-largest"
+LARGEST_FIRST, CONSTANT_SHARE = "largest-first", "constant-share"
+# Ours and its variants; the others are rivals.
+OURS = (NESTED, LARGEST_FIRST, CONSTANT_SHARE)
 FIRST_RUN = "run-1"
 # Each stage of a rival sees other rows first.
 STAGE_SEED = 1000
@@ -183,20 +186,21 @@ def nested(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list
 
 
 def largest_first(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
-    """Ours with the largest budget alone for the first half, which leaves FLOPs for more steps."""
-    return [Run(replace(recipe, training=replace(recipe.training, largest_alone=0.5)))]
+    """Ours with the largest budget alone for the first half, which leaves FLOPs for more steps.
 
-
-def rising_share(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
-    """Ours, whose largest budget gets nearly all of the masked-LM loss by the end of the run.
-
-    The others are then taught by its logits alone.
+    Its share does not rise: the others, which begin late, would hardly be trained.
     """
-    even = 1 / recipe.training.budgets_per_step
-    loss = replace(
-        recipe.loss, largest_share=recipe.loss.largest_share or even, largest_share_end=0.97
-    )
-    return [Run(replace(recipe, loss=loss))]
+    alone = replace(recipe.training, largest_alone=0.5)
+    return [Run(replace(recipe, training=alone, loss=_constant(recipe.loss)))]
+
+
+def constant_share(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
+    """Ours, whose largest budget keeps its first share of the masked-LM loss to the end."""
+    return [Run(replace(recipe, loss=_constant(recipe.loss)))]
+
+
+def _constant(loss: LossSection) -> LossSection:
+    return replace(loss, largest_share_end=None)
 
 
 def post_hoc(recipe: DeltaEncoderRecipe, named: Mapping[str, DeltaBudget]) -> list[Run]:
@@ -277,8 +281,8 @@ def paired_heads(recipe: DeltaEncoderRecipe) -> list[int]:
 
 METHODS: dict[str, Method] = {
     NESTED: Method("ours", nested, "this repository"),
-    "largest-first": Method("ours, largest first", largest_first, "this repository"),
-    "rising-share": Method("ours, share rising", rising_share, "this repository"),
+    LARGEST_FIRST: Method("ours, largest first", largest_first, "this repository"),
+    CONSTANT_SHARE: Method("ours, constant share", constant_share, "this repository"),
     POST_HOC: Method("post-hoc slices", post_hoc, "no training of slices"),
     "matformer": Method("MatFormer", matformer, "https://arxiv.org/abs/2310.07707"),
     "dynabert": Method("DynaBERT", dyna_bert, "https://arxiv.org/abs/2004.04037"),

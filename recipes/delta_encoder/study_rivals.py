@@ -5,7 +5,7 @@ from typing import Any
 
 from ..evaluation.seed_interval import interval, verdict
 from .study_cells import TOKENS
-from .study_methods import NESTED
+from .study_methods import NESTED, OURS
 from .study_plot import title_of
 from .study_tables import difference, markdown_rows
 
@@ -26,7 +26,7 @@ def better_rivals(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     compared = []
     for name, method in methods.items():
         both = [seed for seed in method["seeds"] if seed in ours["seeds"]]
-        for budget in method["trained_budgets"] if name != NESTED else ():
+        for budget in method["trained_budgets"] if name not in OURS else ():
             if budget not in ours["budgets"] or budget not in method["budgets"] or not both:
                 continue
             theirs, mine = _losses(method, budget), _losses(ours, budget)

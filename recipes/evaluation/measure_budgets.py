@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ...trainers.metrics.monotonicity import bootstrap_means, monotone_safe_alias
+from ...trainers.metrics.monotonicity import (
+    ALIAS_CONFIDENCE,
+    bootstrap_means,
+    monotone_safe_alias,
+)
 from ..environment import environment_block
 from ..evaluation_file import KIND, SCHEMA_VERSION
 from .budget_scoring import Predict, score_budgets
@@ -36,6 +40,7 @@ def measure_budgets(
     sequence_length: int,
     time_budgets: TimeBudgets | None = None,
     bootstrap_samples: int = 1000,
+    alias_confidence: float = ALIAS_CONFIDENCE,
     seed: int = 0,
     calibration_loader: Iterable[Batch] | None = None,
     autc_anchors: tuple[float, float] | None = None,
@@ -56,6 +61,8 @@ def measure_budgets(
         sequence_length: tokens of a sequence for FLOPs and latency.
         time_budgets: times the sliced models; None leaves the time out.
         bootstrap_samples: resamples of the rows for intervals and significance.
+        alias_confidence: how surely a budget must beat all it contains to be its own safe alias;
+            see `monotone_safe_alias`.
         seed: seed of the resamples.
         calibration_loader: held-out batches on which aliases are chosen and temperatures fitted.
             None chooses the aliases on ``loader`` and fits no temperature.
@@ -87,7 +94,8 @@ def measure_budgets(
         temperatures=None if calibrated is None else fitted_temperatures(calibrated),
         predict=predict,
     )
-    aliases = monotone_safe_alias(chosen, (calibrated or scores).losses.tolist())
+    rows = calibrated or scores
+    aliases = monotone_safe_alias(chosen, rows.row_losses, rows.row_tokens, alias_confidence)
     means = bootstrap_means(scores.row_losses, scores.row_tokens, bootstrap_samples, seed)
     predicted = round(scores.predicted_share * sequence_length)
     times = {} if time_budgets is None else time_budgets(chosen, predicted)
@@ -114,6 +122,7 @@ def measure_budgets(
             "predicted_share": round(scores.predicted_share, 6),
             "calibration_rows": 0 if calibrated is None else int(calibrated.row_tokens.size),
             "aliases_chosen_on": "evaluation rows" if calibrated is None else "calibration rows",
+            "alias_confidence": alias_confidence,
         },
         "sequence_length": sequence_length,
         "predicted_tokens_per_sequence": predicted,

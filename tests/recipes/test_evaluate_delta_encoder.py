@@ -136,8 +136,13 @@ def test_summary(model):
     assert counts["alias_violations"] == 0
     assert counts["alias_violations_calibration"] is None  # no rows were held out
     assert report["data"]["aliases_chosen_on"] == "evaluation rows"
-    alias = monotone_safe_alias(budgets, list(losses.values()))
-    assert [entry["safe_alias"] for entry in entries] == [str(budgets[i]) for i in alias]
+    scores = score_budgets(model, loader(), budgets)
+    for confidence, settings in ((0.99, {}), (0.5, {"alias_confidence": 0.5})):
+        report = evaluate(model, **settings)
+        assert report["data"]["alias_confidence"] == confidence
+        alias = monotone_safe_alias(budgets, scores.row_losses, scores.row_tokens, confidence)
+        chosen = [entry["safe_alias"] for entry in report["budgets"]]
+        assert chosen == [str(budgets[i]) for i in alias]
     assert summary["smallest"] == "0.5:2:2"
     assert summary["largest"] == "1.0:4:4"
     assert 0 <= summary["autc"] <= 1
@@ -172,7 +177,7 @@ def test_held_out_rows_choose_aliases_and_temperatures(model):
     held_out = score_budgets(
         model, loader(count=30, seed=7), resolve_budgets(None, model.config)
     )
-    alias = monotone_safe_alias(held_out.budgets, held_out.losses.tolist())
+    alias = monotone_safe_alias(held_out.budgets, held_out.row_losses, held_out.row_tokens)
     expected = [str(held_out.budgets[index]) for index in alias]
     assert [entry["safe_alias"] for entry in report["budgets"]] == expected
     largest = report["budgets"][-1]

@@ -46,7 +46,7 @@ NAMED = {
     "largest": DeltaBudget.parse("1.0:4:3"),
 }
 RIVALS = ("post-hoc", "matformer", "dynabert", "sortednet", "starbucks")
-OURS = ("nested", "largest-first", "rising-share")
+OURS = ("nested", "largest-first", "constant-share")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_finished_cells_can_be_measured_again(
 
 def test_an_ablation_that_changes_nothing_is_refused(finished: Path) -> None:
     study = open_study(SETTINGS, finished)
-    with pytest.raises(UsageError, match=r"equal-shares \(loss\.largest_share=null\) changes n"):
+    with pytest.raises(UsageError, match=r"equal-shares \(loss\.largest_share=null .*\) changes n"):
         run_study(study, [0], ["ablations"], ["equal-shares"])
 
 
@@ -206,7 +206,8 @@ def test_cells_measured_in_different_ways_are_refused(finished: Path, tmp_path: 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_rule_is_a_valid_recipe(method: str, tmp_path: Path) -> None:
-    recipe = load_recipe([*SETTINGS, "loss.largest_share=0.5", "model.exit_affine=true"])
+    shares = ("loss.largest_share=0.5", "loss.largest_share_end=0.9")
+    recipe = load_recipe([*SETTINGS, *shares, "model.exit_affine=true"])
     stages = stages_of(method, recipe, NAMED, steps=10, seed=3, folder=tmp_path / "cell")
     assert recipe.training.eval_steps is not None
     for stage in stages:
@@ -215,7 +216,7 @@ def test_every_rule_is_a_valid_recipe(method: str, tmp_path: Path) -> None:
         if method not in OURS:
             assert stage.loss.largest_share is None
             assert not stage.model.exit_affine
-        assert (stage.loss.largest_share_end == 0.97) == (method == "rising-share")
+        assert (stage.loss.largest_share_end == 0.9) == (method == "nested")
     assert (stages[0].training.largest_alone == 0.5) == (method == "largest-first")
     assert sum(stage.training.max_steps or 0 for stage in stages) == 10
     assert len({stage.seed for stage in stages}) == len(stages)

@@ -40,6 +40,12 @@ def test_only_better_means_at_trained_budgets_are_named():
     assert "SortedNet" not in text
 
 
+def test_a_variant_of_ours_is_no_rival():
+    better = method([0, 1, 2], ["1.0:4:4"], {"1.0:4:4": (9, [2.0, 2.1, 2.2])})
+    assert better_rivals(study(matformer=better))
+    assert better_rivals(study(**{"constant-share": better})) == []
+
+
 def test_verdicts_hold_together():
     near = method([0, 1, 2], ["1.0:4:4"], {"1.0:4:4": (9, [2.99, 3.085, 3.18])})
     alone = better_rivals(study(a=near))

@@ -5,6 +5,7 @@ the same masks, so the comparison is paired.
 """
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ Array = NDArray[np.float64]
 
 # Rows of the resampling matrix held at once: bounds memory on large evaluation sets.
 _CHUNK = 64
+# A lattice has hundreds of nested pairs: at a lower level chance reverses some on other rows.
+ALIAS_CONFIDENCE = 0.99
 
 
 class Violation(NamedTuple):
@@ -144,34 +147,74 @@ def find_violations(
     return MonotonicityReport(len(pairs), violations)
 
 
-def monotone_safe_alias(budgets: Sequence[Any], losses: Sequence[float]) -> list[int]:
-    """Map every budget to the best one it contains: `alias(b) = argmin over b' <= b of loss(b')`.
+def monotone_safe_alias(
+    budgets: Sequence[Any],
+    row_losses: Array,
+    row_tokens: Array,
+    confidence: float = ALIAS_CONFIDENCE,
+) -> list[int]:
+    """Map every budget to itself where it surely beats all it contains, else to the best of those.
 
-    If b is contained in c, the minimum for c runs over a superset, so the aliased losses have no
-    violation on the set the losses come from. That is exact, not statistical; on other data it is
-    an estimate.
+    With A(b) = {alias(b') : b' < b}, the smallest budgets first:
+
+        alias(b) = b                            if loss(b) - loss(a) + z se < 0 for all a in A(b)
+                   argmin over A(b) of loss(a)  otherwise
+
+    The aliased losses have no violation on the set the losses come from: alias(b) is never worse
+    there than any of A(b). That is exact, not statistical. On other data it is an estimate, which
+    the margin z se makes a safe one: a pair that rows cannot tell apart is served by one budget,
+    the contained one, whose loss equals itself on any data.
 
     Args:
-        budgets: Partially ordered budgets.
-        losses: Calibration loss of each.
+        budgets: Distinct, partially ordered budgets.
+        row_losses: `(budgets, rows)` summed cross-entropies of the calibration rows.
+        row_tokens: `(rows,)` predicted tokens.
+        confidence: One-sided confidence of each comparison, in [0.5, 1): z is its normal quantile,
+            se the standard error of the difference of ratios, paired by row (delta method). At 0.5
+            the means alone decide.
 
     Returns:
-        The index of the alias of each budget; a budget no contained one beats keeps its own.
+        The index of the alias of each budget.
 
     Raises:
-        ValueError: If the lengths differ or a loss is not a number.
+        ValueError: If shapes do not fit, nothing was predicted, a loss is not a number or the
+            confidence is out of range.
     """
-    if len(budgets) != len(losses):
-        raise ValueError(f"got {len(budgets)} budgets and {len(losses)} losses; give one for each")
-    if not np.isfinite(losses).all():
-        raise ValueError(f"calibration losses must be finite numbers, got {list(losses)}")
-    return [
-        min(
-            (j for j, other in enumerate(budgets) if j == i or other <= budget),
-            key=lambda j: (losses[j], j != i, j),
+    _check(row_losses, row_tokens)
+    if len(budgets) != len(row_losses):
+        raise ValueError(
+            f"got {len(budgets)} budgets and losses of {len(row_losses)}; give one row for each"
         )
-        for i, budget in enumerate(budgets)
-    ]
+    if not np.isfinite(row_losses).all():
+        raise ValueError("calibration losses must be finite numbers")
+    if not 0.5 <= confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}, give one in [0.5, 1)")
+    quantile = NormalDist().inv_cdf(confidence)
+    loss = row_losses.sum(axis=1) / row_tokens.sum()
+    contained: list[list[int]] = [[] for _ in budgets]
+    for small, large in nested_pairs(budgets):
+        contained[large].append(small)
+    alias = list(range(len(budgets)))
+    # A budget contains more than any that it contains, so their aliases are known.
+    for index in sorted(alias, key=lambda i: len(contained[i])):
+        others = sorted({alias[small] for small in contained[index]}, key=lambda i: (loss[i], i))
+        if not all(
+            loss[index] - loss[other]
+            + quantile * _standard_error(row_losses[index] - row_losses[other], row_tokens) < 0.0
+            for other in others
+        ):  # fmt: skip
+            alias[index] = others[0]
+    return alias
+
+
+def _standard_error(differences: Array, tokens: Array) -> float:
+    """Return the standard error of `sum(differences) / sum(tokens)` over rows `(rows,)`."""
+    kept = tokens > 0
+    rows = int(kept.sum())
+    if rows < 2:
+        return 0.0  # One row says nothing about others; its order is all there is.
+    residuals = (differences - differences.sum() / tokens.sum() * tokens)[kept]
+    return float(np.sqrt(rows / (rows - 1) * (residuals**2).sum()) / tokens.sum())
 
 
 def _check(row_losses: Array, row_tokens: Array) -> None:
