@@ -81,8 +81,9 @@ def ladder_entry(
 ) -> dict[str, Any]:
     """Return one entry of ``budgets.json`` from a folder's ``nestling.json``.
 
-    ``safe_alias`` is the budget to serve when this one is asked for: a cheaper one that measured
-    better, or the budget itself. It is written here only; folders keep their true shapes.
+    ``safe_alias`` is the budget to serve when this one is asked for: a cheaper one that is better,
+    or that the measured rows cannot tell from it, or the budget itself. It is written here only;
+    folders keep their true shapes.
     """
     row = measured_row(evaluation, description["budget"])
     return {

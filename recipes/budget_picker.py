@@ -53,8 +53,9 @@ def pick(
 ) -> Pick:
     """Return the budget with the lowest cross-entropy within all limits.
 
-    A budget is served by its safe alias, a contained budget that did better, if the file has that
-    one too and it keeps the limits itself (a measured time may exceed one by noise).
+    A budget is served by its safe alias, a contained budget that is better or cannot be told
+    from it, if the file has that one too and it keeps the limits itself (a measured time may exceed
+    one by noise).
 
     Args:
         source: an evaluation file or ``budgets.json``, or the content of one.

@@ -3,6 +3,8 @@
 Each message names the key, its value, what is allowed and the fix.
 """
 
+from collections.abc import Sequence
+
 from .budget_validation import check_per_step, check_random, comparing_weights
 from .cli_errors import UsageError
 from .recipe_schema import DeltaEncoderRecipe
@@ -59,25 +61,36 @@ def _check_init(recipe: DeltaEncoderRecipe) -> None:
 def _check_sizes(recipe: DeltaEncoderRecipe) -> None:
     """Check what needs the sizes, where they are those of ``model``."""
     model = recipe.model
-    if model.init_from is not None or recipe.init.target is not None:
+    if model.init_from is not None:
         return
     heads, layers = model.num_attention_heads, model.num_hidden_layers
+    check_taps(model.tap_layers, layers, "model.num_hidden_layers")
+    if recipe.init.target is not None:
+        return
     if model.base_heads is not None and model.base_heads > heads:
         raise UsageError(
             f"model.base_heads is {model.base_heads}, it must be in 1..{heads} "
             "(model.num_attention_heads)"
         )
-    for tap in model.tap_layers:
-        if not 0 <= tap < layers:
-            raise UsageError(
-                f"model.tap_layers has {tap}, the model has layers 0..{layers - 1}; list layers "
-                "of it, or none for the original's shares of the depth"
-            )
     if model.token_routing and model.routing_layer >= layers:
         raise UsageError(
             f"model.routing_layer is {model.routing_layer}, it must be in 0..{layers - 1}: the "
             "layers before it run on all tokens"
         )
+
+
+def check_taps(taps: Sequence[int], layers: int, source: str) -> None:
+    """Check ``model.tap_layers`` against the model whose layers they count.
+
+    Raises:
+        UsageError: for a layer that it does not have.
+    """
+    for tap in taps:
+        if not 0 <= tap < layers:
+            raise UsageError(
+                f"model.tap_layers has {tap}, the model has layers 0..{layers - 1} ({source}); "
+                "list layers of it, or none for the original's shares of the depth"
+            )
 
 
 def _check_routing(recipe: DeltaEncoderRecipe) -> None:

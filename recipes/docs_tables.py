@@ -103,7 +103,8 @@ def origin(result: Mapping[str, Any]) -> str:
     machine = block["machine"]
     cores = "1 processor" if machine["cpus"] == 1 else f"{machine['cpus']} processors"
     own = [str(block["commit"] or "unknown")]
-    commits = [commit[:7] for commit in result.get("commits", own)]
+    # What was measured beside uncommitted changes says so.
+    commits = [commit[:7] + commit[40:] for commit in result.get("commits", own)]
     # A summary without the commits of its runs knows only its own.
     verb = "Measured" if "commits" in result or result["kind"] in OF_ONE_RUN else "Summed up"
     noun = "commit" if len(commits) == 1 else "commits"

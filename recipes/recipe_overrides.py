@@ -24,6 +24,12 @@ KEY_ALIASES: dict[str, str] = {
     "epochs": "training.epochs",
     "batch_size": "training.batch_size",
     "gradient_accumulation_steps": "training.gradient_accumulation_steps",
+    "grad_accum": "training.gradient_accumulation_steps",
+    "sample_per_step": "training.budgets_per_step",
+    "phase_ratios": "training.phase_ratios",
+    "eval_steps": "training.eval_steps",
+    "save_steps": "training.save_steps",
+    "log_steps": "training.logging_steps",
     "lr": "training.lr",
     "learning_rate": "training.lr",
     "weight_decay": "training.weight_decay",
@@ -34,6 +40,8 @@ KEY_ALIASES: dict[str, str] = {
     "num_hidden_layers": "model.num_hidden_layers",
     "num_attention_heads": "model.num_attention_heads",
     "intermediate_size": "model.intermediate_size",
+    "max_position_embeddings": "model.max_position_embeddings",
+    "vocab_size": "model.vocab_size",
     "width_budgets": "model.width_budgets",
     "head_budgets": "model.head_budgets",
     "depth_budgets": "model.depth_budgets",
@@ -43,6 +51,7 @@ KEY_ALIASES: dict[str, str] = {
     "dds_rank": "model.delta_rank",
     "budget_cond_ln": "model.conditioned_norms",
     "drop_path": "model.drop_path",
+    "token_delta_ratio": "model.delta_token_ratio",
     "tap_layers": "model.tap_layers",
     "init_from": "model.init_from",
     "base_model_path": "init.base",
@@ -53,6 +62,10 @@ KEY_ALIASES: dict[str, str] = {
     "tokenizer": "data.tokenizer",
     "max_length": "data.max_length",
     "num_proc": "data.num_proc",
+    "text_column": "data.text_column",
+    "streaming": "data.streaming",
+    "shuffle_buffer": "data.shuffle_buffer",
+    "use_packing": "data.packing",
     "pretokenized_path": "data.pretokenized_path",
     "mlm_probability": "data.mlm_probability",
     "kd_weight": "loss.kd_weight",
@@ -65,6 +78,15 @@ KEY_ALIASES: dict[str, str] = {
     "eta_dds_sparsity": "loss.sparsity_weight",
     "gamma_packing": "loss.packing_weight",
     "export_budgets": "export.budgets",
+}
+# Its options without a key here, and what to do instead.
+WITHOUT_KEY: dict[str, str] = {
+    "warmup_steps": "give the share of the steps instead, training.warmup_ratio",
+    "depth_floor": "depth dropout keeps the smallest of model.depth_budgets; set that",
+    "dropout": "there is none in a ModernBERT block; set model.drop_path for stochastic depth",
+    "attention_dropout": "there is none here; set model.drop_path for stochastic depth",
+    "ln_hyper_hidden": "the network behind model.conditioned_norms has one size; leave it out",
+    "residual_preview_hidden": "the network behind model.token_routing has one size; leave it out",
 }
 
 
@@ -208,6 +230,8 @@ def check_key(key: str, keys: dict[str, Any]) -> str:
         return parent
     if any(known.startswith(f"{key}.") for known in keys):
         raise UsageError(f"{key} is a section of the recipe; set one of its keys: {key}.<key>=…")
+    if key in WITHOUT_KEY:
+        raise UsageError(f"{key} is an option of the original without a key: {WITHOUT_KEY[key]}")
     hint = did_you_mean(key, [*keys, *KEY_ALIASES, *SWITCHES])
     raise UsageError(f"unknown recipe key {key!r}{hint or '; --dry-run prints all keys'}")
 

@@ -56,8 +56,9 @@ class ModelSection:
         drop_path: stochastic depth of the smaller budgets in training, 0 at the first layer to this
             rate at the last, in [0, 1).
         tap_layers: layers, counted from 0, after which budgets are compared with the largest one;
-            a budget with fewer layers is compared at the same relative depths. Empty means the
-            depths of the layers 4, 8 and 11 of 12.
+            a model of another depth is compared at the same relative depths. They are layers of
+            ``num_hidden_layers``, also beside ``init.target``, or of ``init_from``. Empty means
+            the depths of the layers 4, 8 and 11 of 12.
     """
 
     vocab_size: int | None = None

@@ -38,7 +38,8 @@ class StepPlan:
         """Return the weights of the terms at this step.
 
         A term without a pass has none; one whose pass runs every n-th step has n times its own
-        there, so that its mean over the steps is what was given.
+        there, so that its mean over the steps is what was given. Depth dropout can merge budgets of
+        a step: then `delta_residual`, which counts pairs of them, has a little less.
         """
         factors = dict.fromkeys((*UPGRADE_TERMS, *ROUTING_TERMS), float(self.turns))
         factors["delta_residual"] *= self.residual_factor

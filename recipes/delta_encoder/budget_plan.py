@@ -29,8 +29,11 @@ def planner_of(recipe: DeltaEncoderRecipe, config: Any) -> StepPlanner:
         recipe: a validated recipe.
         config: configuration of the nested model.
     """
-    layers = list(recipe.model.tap_layers)
-    taps = relative_taps(layers, config.num_hidden_layers) if layers else DEFAULT_TAPS
+    section = recipe.model
+    # A recipe that grows to the sizes of a checkpoint counts in the depth that it states itself.
+    depth = section.num_hidden_layers if section.init_from is None else config.num_hidden_layers
+    layers = list(section.tap_layers)
+    taps = relative_taps(layers, depth) if layers else DEFAULT_TAPS
     sampler = sampler_of(recipe, config)
     if not config.token_routing:
         return StepPlanner(sampler, taps)

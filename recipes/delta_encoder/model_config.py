@@ -14,6 +14,7 @@ from ...modeling.delta_conversion import SETTINGS, delta_form
 from ...modeling.hierarchical_growth import read_config, small_budget
 from ..budget_validation import check_trained_budgets
 from ..cli_errors import ModelFolderError, UsageError
+from ..delta_validation import check_taps
 from ..planned_sizes import base_slice, has_base_slice, lattice_of
 from ..recipe_schema import DeltaEncoderRecipe, ModelSection
 
@@ -37,6 +38,7 @@ def check_checkpoints(recipe: DeltaEncoderRecipe) -> None:
         config = type(config)(**{**config.to_dict(), **added_parts(recipe, config)})
         config.budgets = [str(budget) for budget in lattice_of(section, config)]
         check_trained_budgets(recipe, config)
+        check_taps(section.tap_layers, config.num_hidden_layers, "model.init_from")
     if recipe.loss.kd_weight and recipe.loss.teacher is not None:
         try:
             PretrainedConfig.get_config_dict(recipe.loss.teacher)

@@ -165,5 +165,11 @@ def test_impossible_calibration_budgets_fail_early() -> None:
 def test_sizes_of_an_unopened_checkpoint_are_not_judged() -> None:
     grown = ["init.base=a/b", "init.target=c/d", "model.delta=dense",
              "loss.sparsity_weight=0", "loss.orthogonality_weight=0"]  # fmt: skip
-    recipe = load_recipe([PLUS, *grown, "model.tap_layers=[11]", "model.base_heads=6"])
-    assert recipe.model.tap_layers == [11]
+    recipe = load_recipe([PLUS, *grown, "model.base_heads=6", "model.extra_budgets=['1:9:9']"])
+    assert recipe.model.base_heads == 6
+    # Taps count the layers that the recipe states, whatever the depth of the checkpoint.
+    stated = [*grown, "model.num_hidden_layers=12", "model.tap_layers=[11]"]
+    assert load_recipe([PLUS, *stated]).model.tap_layers == [11]
+    with pytest.raises(UsageError, match=r"has 11, .* 0\.\.3 \(model\.num_hidden_layers\)"):
+        load_recipe([PLUS, *grown, "model.tap_layers=[11]"])
+    assert load_recipe([PLUS, "model.init_from=a/b", "model.tap_layers=[11]"])

@@ -111,7 +111,26 @@ def test_parts_are_added_to_a_loaded_checkpoint_without_changing_it(
     build_trainer(tiny_plus(tmp_path, *changes), model, data)
 
 
-def test_a_model_trained_by_a_recipe_grows_twice(tmp_path: Path) -> None:
+def test_the_recipe_in_the_middle_of_the_chain_has_no_norms_of_its_own() -> None:
+    """An export folds them at one budget, so the model inside it would change."""
+    model = load_recipe(["recipe=delta_encoder/mini_to_base"]).model
+    assert not model.conditioned_norms and not model.exit_affine
+
+
+# The other parts of `mini_to_base`, which an export folds or leaves out.
+CHAIN_PARTS = [
+    "model.delta=dictionary", "model.delta_atoms=2", "model.delta_rank=2", "model.drop_path=0.2",
+    "model.token_routing=true", "model.delta_token_ratio=0.35", "loss.preview_weight=1",
+    "loss.budget_penalty_weight=1",
+]  # fmt: skip
+BASE_SLICES = {
+    "base": ["model.base_ratio=0.5", "model.base_heads=2"],
+    "large": ["model.base_ratio=0.666667", "model.base_heads=4"],
+}
+
+
+@pytest.mark.parametrize("parts", [[], CHAIN_PARTS], ids=["plain", "parts"])
+def test_a_model_trained_by_a_recipe_grows_twice(tmp_path: Path, parts: list[str]) -> None:
     """Mini inside base inside large: train, export as ModernBERT, grow, train, grow again."""
     common = [
         "recipe=delta_encoder/tiny", "data.max_bytes=100000", "training.max_steps=4",
@@ -141,6 +160,7 @@ def test_a_model_trained_by_a_recipe_grows_twice(tmp_path: Path) -> None:
         if before is not None:
             source = before / "slices" / native_folder(before)
             changes += [f"init.base={source}", f"data.tokenizer={source}"]
+            changes += [*parts, *(BASE_SLICES[name] if parts else ())]
         if name == "large":
             changes.append(f"model.extra_budgets=['{mini['large']}']")
         recipe = load_recipe([*common, *changes])

@@ -82,7 +82,8 @@ def test_changes_of_the_study(name: str, tmp_path: Path, tiny_tokenizer: Any) ->
 def test_the_share_of_the_largest_budget_reaches_the_trainer(
     tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
-    recipe = load_recipe([*SMALL, "loss.largest_share=0.625", f"output_dir={tmp_path}"])
+    changes = ("loss.largest_share=0.625", "loss.largest_share_end=null")
+    recipe = load_recipe([*SMALL, *changes, f"output_dir={tmp_path}"])
     assert plus_trainer(recipe, tiny_tokenizer).largest_share == Constant(0.625)
 
 

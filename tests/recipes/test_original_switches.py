@@ -10,7 +10,7 @@ from nestling.recipes.cli_errors import UsageError
 from nestling.recipes.delta_encoder.loss_terms import weight_schedules
 from nestling.recipes.recipe_catalogue import RECIPES_FOLDER
 from nestling.recipes.recipe_loader import load_recipe
-from nestling.recipes.recipe_overrides import KEY_ALIASES, SWITCHES, recipe_keys
+from nestling.recipes.recipe_overrides import KEY_ALIASES, SWITCHES, WITHOUT_KEY, recipe_keys
 from nestling.recipes.recipe_schema import DeltaEncoderRecipe
 
 TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
@@ -84,8 +84,9 @@ def test_all_switches_give_any_recipe_the_terms_of_plus(recipe: str) -> None:
     """Everything of its loss that the original has a switch for; so each part is trained."""
     switched = load_recipe([f"recipe=delta_encoder/{recipe}", *(f"{name}=true" for name in ON)])
     plus = load_recipe([PLUS])
-    share = switched.loss.largest_share
-    assert asdict(switched.loss) == {**asdict(plus.loss), "largest_share": share}
+    # The original has no switch for the shares.
+    shares = {key: getattr(switched.loss, key) for key in ("largest_share", "largest_share_end")}
+    assert asdict(switched.loss) == {**asdict(plus.loss), **shares}
     ours, theirs = (weight_schedules(loaded) for loaded in (switched, plus))
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
@@ -129,6 +130,8 @@ def test_the_original_names_of_two_weights() -> None:
         ("enable_mug=0.1", ["enable_mug is '0.1'", "true or false"]),
         ("enable_mugg=true", ["did you mean enable_mug?"]),
         ("enable_ddss=true", ["did you mean enable_dds?"]),
+        ("warmup_steps=100", ["without a key", "training.warmup_ratio"]),
+        ("dropout=0.1", ["without a key", "model.drop_path"]),
     ],
 )
 def test_mistakes_are_one_line(argument: str, words: list[str]) -> None:
@@ -137,7 +140,20 @@ def test_mistakes_are_one_line(argument: str, words: list[str]) -> None:
     assert all(word in str(caught.value) for word in words)
 
 
+def test_options_of_the_script_reach_their_keys() -> None:
+    recipe = load_recipe(
+        [PLUS, "token_delta_ratio=0.25", "sample_per_step=3", "grad_accum=2", "log_steps=7",
+         "phase_ratios=0.2,0.3,0.5", "text_column=body", "use_packing=false", "vocab_size=512"]
+    )  # fmt: skip
+    training = recipe.training
+    assert recipe.model.delta_token_ratio == 0.25 and recipe.model.vocab_size == 512
+    assert (training.budgets_per_step, training.gradient_accumulation_steps) == (3, 2)
+    assert training.logging_steps == 7 and training.phase_ratios == [0.2, 0.3, 0.5]
+    assert recipe.data.text_column == "body" and not recipe.data.packing
+
+
 def test_switches_set_keys_that_exist() -> None:
     keys = recipe_keys(DeltaEncoderRecipe)
+    assert not set(WITHOUT_KEY) & {*keys, *KEY_ALIASES, *SWITCHES}
     named = {key for switch in SWITCHES.values() for side in switch for key in side}
     assert named <= set(keys) and not set(SWITCHES) & set(KEY_ALIASES)

@@ -15,9 +15,10 @@ class DeltaResidualLoss(LossTerm):
     `L = sum_t ||delta_t - r_t||^2 / (||r_t||^2 + n * eps)`, in fp32.
 
     The numerator is `||h_b+ - sg(h_T)||^2`: h_b cancels. What the smaller budget contributes is the
-    normaliser: where it misses much, the loss of a token is the share of the residual that is still
-    missing (1 where the upgrade adds nothing, 0 where it closes the gap, above 1 where it points
-    away); where it misses less than the floor, it is the distance to h_T alone.
+    normaliser: where it misses much more than the floor, the loss of a token is the share of the
+    residual that is still missing (0 where the upgrade closes the gap, m / (m + eps) where it adds
+    nothing to a residual of mean square m, more where it points away); where it misses much less,
+    it is the distance to h_T alone.
 
     Only h_b+ gets a gradient. Parameters that b+ shares with b are still reached through h_b+.
     Where the hidden widths differ the leading channels common to all three are compared: nested
@@ -25,10 +26,11 @@ class DeltaResidualLoss(LossTerm):
 
     Args:
         eps: floor of the mean square of the residual's channels, > 0. Normalised states have a mean
-            square near 1, so with the default a residual counts as a share once it is as large as
-            the states. Where the upgrade adds nothing, the gradient of a token is at most
-            `1 / sqrt(n * eps)`: a floor far below 1 makes the loudest tokens those on which the
-            budgets differ by noise, and in the first hundred steps these are all tokens.
+            square near 1, and those of unrelated budgets differ by one near 2: with the default
+            the loss starts near 2/3, and mostly measures the distance to h_T. Where the upgrade
+            adds nothing, the gradient of a token is at most `1 / sqrt(n * eps)`: a floor far below
+            1 makes the loudest tokens those on which the budgets differ by noise, and in the first
+            hundred steps these are all tokens.
 
     Raises:
         ValueError: If eps is not a positive finite number.

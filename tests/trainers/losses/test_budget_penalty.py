@@ -60,6 +60,22 @@ def test_the_quantile_counts_real_tokens_only() -> None:
         score_quantile(values, torch.zeros_like(MASK), 0.5)
 
 
+@pytest.mark.parametrize("ratio", [0.01, 0.35, 0.5, 0.99])
+def test_the_quantile_is_that_of_torch(ratio: float) -> None:
+    for size in (1, 2, 101):
+        values = torch.randn(size, generator=torch.Generator().manual_seed(size))
+        torch.testing.assert_close(
+            score_quantile(values, torch.ones(size), ratio), values.quantile(1 - ratio)
+        )
+
+
+def test_the_quantile_takes_the_scores_of_a_large_step() -> None:
+    size = 2**24 + 2  # more than torch.quantile takes
+    values = torch.arange(size, dtype=torch.float32)
+    found = score_quantile(values, torch.ones(1, dtype=torch.bool).expand(size), 0.5)
+    assert found.item() == pytest.approx(2**23, abs=2)
+
+
 def test_the_rule_is_a_moving_average() -> None:
     assert next_threshold(None, torch.tensor(2.0), 0.9).item() == 2.0
     moved = next_threshold(torch.tensor(1.0), torch.tensor(2.0), 0.9)
