@@ -55,7 +55,8 @@ def run_routing_study(
         of the predicted tokens a rule chooses; ``flops`` per ratio, over those of all tokens;
         ``preview_auc``, see `benefit_auc`; ``benefit``, by how much the delta lowers the
         cross-entropy of a token on average; ``learned_threshold``, the share of the tokens above
-        it in masked and in clean text.
+        it in masked and in clean text, and ``threshold_loss``, the cross-entropy with the delta on
+        those of masked text, on as many of each batch chosen row by row, and the difference.
 
     Raises:
         ModelFolderError: if a model has no preview network.
@@ -77,7 +78,11 @@ def run_routing_study(
             if rule != minus
         }
 
-    shares = [each["learned_threshold"] for each in found if each["learned_threshold"]]
+    learned = [each["learned_threshold"] for each in found if each["learned_threshold"]]
+
+    def of_threshold(key: str, minus: str | None = None) -> dict[str, Any]:
+        return interval([each[key] - (each[minus] if minus else 0.0) for each in learned])
+
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "routing_study",
@@ -89,10 +94,15 @@ def run_routing_study(
         "flops": {str(ratio): found[0]["flops"][ratio] for ratio in ratios},
         "preview_auc": interval([each["preview_auc"] for each in found]),
         "benefit": interval([each["benefit"] for each in found]),
-        "learned_threshold": {
-            text: interval([share[text] for share in shares]) for text in ("masked", "clean")
+        "learned_threshold": {text: of_threshold(text) for text in ("masked", "clean")}
+        if learned
+        else None,
+        "threshold_loss": {
+            "threshold": of_threshold("loss"),
+            "same_share": of_threshold("same_share_loss"),
+            "minus_same_share": of_threshold("loss", minus="same_share_loss"),
         }
-        if shares
+        if learned
         else None,
         "environment": environment_block([DRAW_SEED]),
     }
@@ -115,6 +125,7 @@ def measure_model(
     sums = {rule: dict.fromkeys(ratios, 0.0) for rule in RULES}
     reached = {rule: dict.fromkeys(ratios, 0) for rule in RULES}
     above = {"masked": 0, "clean": 0}
+    threshold_sums = {"loss": 0.0, "same_share_loss": 0.0}
     real = 0
     labelled_scores: list[Tensor] = []
     benefits: list[Tensor] = []
@@ -128,8 +139,7 @@ def measure_model(
         for rule in RULES:
             for ratio in ratios:
                 chosen = choose_by_share(scores[rule], is_real, ratio)
-                output = model(**batch, budget=whole, delta_tokens=chosen)
-                sums[rule][ratio] += float(output.loss) * int(where.sum())
+                sums[rule][ratio] += _summed_loss(model, batch, whole, chosen)
                 reached[rule][ratio] += int((chosen & where).sum())
         real += int(is_real.sum())
         threshold = config.learned_token_threshold
@@ -138,6 +148,11 @@ def measure_model(
             unmasked = model(**{**batch, "input_ids": clean}, budgets=(whole,), routed=(whole, 0.5))
             for text, seen in (("masked", scores["preview"]), ("clean", unmasked.scores)):
                 above[text] += int(choose_by_threshold(seen, is_real, threshold).sum())
+            chosen = choose_by_threshold(scores["preview"], is_real, threshold)
+            share = float(chosen.sum() / is_real.sum())
+            threshold_sums["loss"] += _summed_loss(model, batch, whole, chosen)
+            same = choose_by_share(scores["preview"], is_real, share)
+            threshold_sums["same_share_loss"] += _summed_loss(model, batch, whole, same)
     benefit = torch.cat(benefits)
     tokens, length = len(benefit), run.recipe.data.max_length
     full = whole.flops(config, length)
@@ -153,13 +168,24 @@ def measure_model(
         },
         "learned_threshold": None
         if config.learned_token_threshold is None
-        else {text: count / real for text, count in above.items()},
+        else {
+            **{text: count / real for text, count in above.items()},
+            **{name: total / tokens for name, total in threshold_sums.items()},
+        },
         "flops": {
             ratio: whole.flops(config, length, delta_ratio=ratio) / full for ratio in ratios
         },
         "preview_auc": benefit_auc(torch.cat(labelled_scores), benefit),
         "benefit": float(benefit.mean()),
     }
+
+
+def _summed_loss(
+    model: Any, batch: dict[str, Tensor], whole: DeltaBudget, chosen: Tensor
+) -> float:
+    """Return the cross-entropy of the labelled tokens with the delta on the chosen ones."""
+    labelled = int((batch["labels"] != IGNORED_LABEL).sum())
+    return float(model(**batch, budget=whole, delta_tokens=chosen).loss) * labelled
 
 
 def score_tokens(

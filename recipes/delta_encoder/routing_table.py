@@ -47,4 +47,10 @@ def routing_table(study: Mapping[str, Any]) -> str:
             f"The learned threshold lets {masked} of the tokens of masked text through, and "
             f"{clean} of clean text."
         )
+        losses = study["threshold_loss"]
+        facts.append(
+            f"With the delta on those of masked text loss is {measure(losses['threshold'])}, on "
+            f"as many of each batch chosen row by row {measure(losses['same_share'])}; difference "
+            f"{difference(losses['minus_same_share'])}."
+        )
     return "\n".join([*markdown_rows(rows), "", note, "", *facts]) + "\n"

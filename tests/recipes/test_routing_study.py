@@ -8,6 +8,7 @@ import torch
 from nestling.configuration.delta_budget import DeltaBudget
 from nestling.recipes.cli_errors import ModelFolderError
 from nestling.recipes.delta_encoder import routing_study
+from nestling.recipes.delta_encoder.evaluate import evaluate_run
 from nestling.recipes.delta_encoder.evaluation_inputs import open_run
 from nestling.recipes.delta_encoder.routing_study import (
     RULES,
@@ -75,6 +76,21 @@ def test_curves_run_from_no_token_to_every_token(run_folder: Path) -> None:
     assert all(0 <= learned[text]["mean"] <= 1 for text in ("masked", "clean"))
 
 
+def test_the_learned_threshold_is_measured_against_the_same_share(run_folder: Path) -> None:
+    found = run_routing_study([run_folder], [0.35])
+    run = open_run(run_folder)
+    config = run.model.config
+    config.delta_token_threshold = config.learned_token_threshold
+    report = evaluate_run(run, ["largest"])
+    loss = found["threshold_loss"]
+    assert loss["threshold"]["mean"] == pytest.approx(
+        report["budgets"][0]["cross_entropy"], abs=1e-5
+    )
+    assert loss["minus_same_share"]["mean"] == pytest.approx(
+        loss["threshold"]["mean"] - loss["same_share"]["mean"], abs=1e-9
+    )
+
+
 def test_the_table_says_what_was_measured(run_folder: Path) -> None:
     found = run_routing_study([run_folder], [0.35, 1.0])
     table = routing_table(found)
@@ -89,6 +105,7 @@ def test_the_table_says_what_was_measured(run_folder: Path) -> None:
             assert cell.startswith(f"{found['minus_random'][rule][ratio]['mean']:+.3f}"), rule
     assert f"{found['preview_auc']['mean']:.3f}" in table
     assert f"{found['learned_threshold']['clean']['mean']:.3f}" in table
+    assert f"{found['threshold_loss']['threshold']['mean']:.3f}" in table
     assert "threshold" not in routing_table({**found, "learned_threshold": None})
 
 
