@@ -26,6 +26,7 @@ from nestling.recipes.delta_encoder.study_tables import (
     compute_table,
     difference,
     lattice_table,
+    tokens_minus_table,
     tokens_table,
 )
 from nestling.recipes.recipe_loader import load_recipe
@@ -134,6 +135,9 @@ def test_tables_name_every_method(summary: dict[str, Any]) -> None:
     assert "| SortedNet |" in compute_table(summary)
     assert "| exit-affine | `model.exit_affine=true` |" in ablation_table(summary)
     assert lattice_table(summary).count("\n") == 2 + 27
+    lines = tokens_minus_table(summary).splitlines()
+    changed = {line.split("|")[1].strip() for line in lines if line.startswith("|")}
+    assert changed - {"change", "---"} == {"largest-first", "constant-share"}  # no rival
 
 
 def test_the_study_is_drawn(finished: Path) -> None:
