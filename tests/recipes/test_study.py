@@ -145,6 +145,7 @@ def test_the_study_is_drawn(finished: Path) -> None:
     assert (finished / "study.png").stat().st_size > 10_000
     for label in ("post-hoc slices", "separate models", "SortedNet", "ours"):
         assert label in drawn
+    assert "constant share" not in drawn  # a variant of ours
 
 
 def test_a_finished_cell_is_not_run_again(
