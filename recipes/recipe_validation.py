@@ -133,8 +133,9 @@ def _check_numbers(values: dict[str, Any]) -> None:
     for key, interval in _SHARES.items():
         if key not in given:
             continue
-        above = values[key] > 0 or (values[key] == 0 and interval[0] == "[")
-        below = values[key] < 1 or (values[key] == 1 and interval[-1] == "]")
+        low, high = (float(end) for end in interval[1:-1].split(","))
+        above = values[key] > low or (values[key] == low and interval[0] == "[")
+        below = values[key] < high or (values[key] == high and interval[-1] == "]")
         _require(key, values[key], f"a number in {interval}", above and below)
 
 

@@ -115,6 +115,12 @@ def test_a_fraction_out_of_range_is_refused(fraction):
         load_recipe(["recipe=delta_encoder/tiny", f"evaluation.calibration_fraction={fraction}"])
 
 
+@pytest.mark.parametrize("confidence", [0.4, 1.0])
+def test_the_confidence_of_aliases_has_a_range(confidence: float) -> None:
+    with pytest.raises(UsageError, match=r"alias_confidence.*\[0\.5, 1\)"):
+        load_recipe(["recipe=delta_encoder/tiny", f"evaluation.alias_confidence={confidence}"])
+
+
 def test_the_share_of_tokens_is_an_argument(run_folder, tmp_path):
     """It reaches the model, in place of what the saved configuration says."""
     routed = tmp_path / "routed"
