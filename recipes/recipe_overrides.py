@@ -230,7 +230,7 @@ def check_key(key: str, keys: dict[str, Any]) -> str:
         return parent
     if any(known.startswith(f"{key}.") for known in keys):
         raise UsageError(f"{key} is a section of the recipe; set one of its keys: {key}.<key>=…")
-    if key in WITHOUT_KEY:
+    if key in WITHOUT_KEY and "model.token_routing" in keys:  # the original of the encoder
         raise UsageError(f"{key} is an option of the original without a key: {WITHOUT_KEY[key]}")
     hint = did_you_mean(key, [*keys, *KEY_ALIASES, *SWITCHES])
     raise UsageError(f"unknown recipe key {key!r}{hint or '; --dry-run prints all keys'}")

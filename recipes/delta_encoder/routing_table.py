@@ -49,8 +49,8 @@ def routing_table(study: Mapping[str, Any]) -> str:
         )
         losses = study["threshold_loss"]
         facts.append(
-            f"With the delta on those of masked text loss is {measure(losses['threshold'])}, on "
-            f"as many of each batch chosen row by row {measure(losses['same_share'])}; difference "
-            f"{difference(losses['minus_same_share'])}."
+            "With the delta on those of masked text the loss is "
+            f"{measure(losses['threshold'])}, on as many of each batch chosen row by row "
+            f"{measure(losses['same_share'])}; difference {difference(losses['minus_same_share'])}."
         )
     return "\n".join([*markdown_rows(rows), "", note, "", *facts]) + "\n"

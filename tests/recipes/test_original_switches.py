@@ -140,6 +140,11 @@ def test_mistakes_are_one_line(argument: str, words: list[str]) -> None:
     assert all(word in str(caught.value) for word in words)
 
 
+def test_options_of_the_encoder_are_not_explained_to_a_decoder() -> None:
+    with pytest.raises(UsageError, match="unknown recipe key 'dropout'"):
+        load_recipe(["recipe=ddl/tiny", "dropout=0.1"])
+
+
 def test_options_of_the_script_reach_their_keys() -> None:
     recipe = load_recipe(
         [PLUS, "token_delta_ratio=0.25", "sample_per_step=3", "grad_accum=2", "log_steps=7",
