@@ -1,8 +1,14 @@
 """Keys of Delta-Matryoshka++ that do not go together fail before anything is read or built."""
 
+from dataclasses import replace
+
 import pytest
+from nestling.configuration.delta_budget import DeltaBudget
 from nestling.recipes.cli_errors import UsageError
-from nestling.recipes.recipe_loader import load_recipe
+from nestling.recipes.delta_encoder.budget_plan import planner_of
+from nestling.recipes.delta_encoder.model_config import sized_config
+from nestling.recipes.recipe_loader import load_recipe, of_family
+from nestling.recipes.recipe_schema import DeltaEncoderRecipe
 
 TINY, PLUS = "recipe=delta_encoder/tiny", "recipe=delta_encoder/plus"
 
@@ -173,3 +179,18 @@ def test_sizes_of_an_unopened_checkpoint_are_not_judged() -> None:
     with pytest.raises(UsageError, match=r"has 11, .* 0\.\.3 \(model\.num_hidden_layers\)"):
         load_recipe([PLUS, *grown, "model.tap_layers=[11]"])
     assert load_recipe([PLUS, "model.init_from=a/b", "model.tap_layers=[11]"])
+
+
+@pytest.mark.parametrize(
+    ("start", "depth"), [(["init.base=a/b", "init.target=c/d"], 12), (["model.init_from=a/b"], 24)]
+)
+def test_taps_are_shares_of_the_depth_they_were_given_for(start: list[str], depth: int) -> None:
+    """Layers 4, 8 and 11 of the stated 12, beside a target; layers of the checkpoint itself."""
+    changes = ["model.num_hidden_layers=12", "model.tap_layers=[4,8,11]", "model.delta=dense",
+               "loss.sparsity_weight=0", "loss.orthogonality_weight=0"]  # fmt: skip
+    recipe = of_family(load_recipe([PLUS, *start, *changes]), DeltaEncoderRecipe)
+    config = sized_config(replace(recipe.model, num_hidden_layers=24), 96)
+    config.budgets = [str(DeltaBudget.full(config)), "1.0:4:12", "0.5:2:12"]
+    recipe.training.calibration_budgets = ["largest"]
+    taps = planner_of(recipe, config).taps
+    assert taps == pytest.approx([5 / depth, 9 / depth, 12 / depth])

@@ -377,3 +377,12 @@ def test_a_missing_checkpoint_is_one_line(tmp_path: Path, tiny_tokenizer: Any) -
     recipe = tiny_plus(tmp_path, f"init.base={tmp_path / 'nowhere'}")
     with pytest.raises(ModelFolderError, match=r"init\.base=.*nowhere"):
         build_model(recipe, prepared(tiny_tokenizer))
+
+
+def test_taps_beyond_the_layers_of_a_checkpoint_name_the_key(tmp_path: Path, large: Path) -> None:
+    """Before data are prepared: the depth is that of the checkpoint, not of the recipe."""
+    plain = [*PLAIN, "model.delta=dense", "loss.sparsity_weight=0", "loss.orthogonality_weight=0"]
+    start = [f"model.init_from={large}", "model.tap_layers=[9]"]
+    recipe = tiny_plus(tmp_path, *plain, *AXES, *start)
+    with pytest.raises(UsageError, match=r"tap_layers has 9, .*\(model\.init_from\)"):
+        check_checkpoints(recipe)
