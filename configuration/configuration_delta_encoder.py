@@ -59,6 +59,8 @@ class DeltaEncoderConfig(PretrainedConfig):
         conditioned_norms: let the gains of the norms depend on the budget.
         conditioner_size: hidden units of the network that does it.
         exit_affine: give each depth its own change of the final norm.
+        norm_table: look the changes of the norms up for the base slice and for the whole, instead
+            of computing them; slicing sets it where norms that know their budget meet routing.
         token_routing: have a preview network that can send chosen tokens only through the delta.
         preview_size: hidden units of the preview network.
         routing_layer: layers before this one run on all tokens; the preview reads their output.
@@ -114,6 +116,7 @@ class DeltaEncoderConfig(PretrainedConfig):
         conditioned_norms: bool = False,
         conditioner_size: int = 64,
         exit_affine: bool = False,
+        norm_table: bool = False,
         token_routing: bool = False,
         preview_size: int = 128,
         routing_layer: int = 1,
@@ -165,6 +168,7 @@ class DeltaEncoderConfig(PretrainedConfig):
         self.conditioned_norms = conditioned_norms
         self.conditioner_size = conditioner_size
         self.exit_affine = exit_affine
+        self.norm_table = norm_table
         self.token_routing = token_routing
         self.preview_size = preview_size
         self.routing_layer = routing_layer

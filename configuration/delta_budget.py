@@ -208,6 +208,22 @@ class DeltaBudget:
         heads = min(whole.heads, config.base_attention_heads)
         return SliceShape(whole.hidden, heads, whole.layers, tuple(channels))
 
+    def base_budget(self, config: Any) -> "DeltaBudget":
+        """Return the budget whose shape is `base_shape`; this one where no delta is left in it.
+
+        Several ratios may give the same channels; one that the model was trained with comes first.
+        """
+        base = self.base_shape(config)
+        if base == self.shape(config):
+            return self
+        listed = (budget for budget in config.budget_list() if budget.shape(config) == base)
+        # Rounded up: a ratio printed too small would lose a channel.
+        ratios = tuple(
+            -(-channels * 1_000_000 // size) / 1_000_000
+            for channels, size in zip(base.intermediate, config.intermediate_sizes(), strict=False)
+        )
+        return next(listed, DeltaBudget(ratios, base.heads, base.layers, self.hidden))
+
     def has_routed_delta(self, config: Any) -> bool:
         """Whether tokens are routed: some delta is left in a layer from ``routing_layer`` on."""
         if not config.token_routing or config.routing_layer >= self.depth:
@@ -219,8 +235,8 @@ class DeltaBudget:
     def parameters(self, config: Any, head: str = "masked_lm") -> int:
         """Count the parameters of the slice; tied tensors count once.
 
-        Built deltas and changes of norms are worked into the weights of a slice; a preview
-        network stays where there are tokens to route.
+        Built deltas and changes of norms are worked into the weights of a slice. Where there are
+        tokens to route a preview network stays, and the changes of norms stay as a table.
 
         Args:
             config: a `DeltaEncoderConfig`.
@@ -242,6 +258,8 @@ class DeltaBudget:
         total += norm
         if self.has_routed_delta(config):
             total += (n + 2) * config.preview_size + 1
+            if config.conditioned_norms or config.norm_table:
+                total += 2 * (2 * len(intermediate) + 1) * norm
         if head != "none":
             total += n * n + n * config.classifier_bias + norm
         if head == "masked_lm":

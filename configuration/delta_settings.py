@@ -23,6 +23,12 @@ def validate_delta_settings(config: Any) -> None:
     if not _is_number(config.drop_path) or not 0.0 <= config.drop_path < 1.0:
         raise ValueError(f"drop_path {config.drop_path!r} must be in [0, 1)")
     check_choice_of_tokens(config)
+    if config.norm_table and (config.conditioned_norms or not config.token_routing):
+        raise ValueError(
+            f"norm_table {config.norm_table!r} needs token_routing=True and conditioned_norms="
+            f"False, not {config.token_routing} and {config.conditioned_norms}: it keeps what "
+            "conditioned norms computed for a slice that routes tokens; leave it to slicing"
+        )
     is_divided = config.delta_kind != "dense" or config.token_routing
     bases = (config.base_attention_heads, config.base_intermediate_size)
     if not is_divided and bases == (None, None):

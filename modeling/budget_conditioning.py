@@ -2,7 +2,12 @@
 
 Source of the idea: switchable norms of slimmable networks (arXiv 1812.08928) and FiLM
 (arXiv 1709.07871). Both parts start at zero, so a model starts as if they were absent.
+
+Where tokens are routed, a token without the delta is one of the base slice, and normalised as the
+base budget is. A slice that routes then needs two plain norms in each place: a `NormTable`.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +15,7 @@ from torch.nn import functional as F
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget
-from .nested_layers import NestedLinear
+from .nested_layers import NestedLinear, NormPass
 
 
 class NormConditioner(nn.Module):
@@ -26,11 +31,7 @@ class NormConditioner(nn.Module):
     def __init__(self, config: DeltaEncoderConfig) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
-        self.shape = (
-            2 * config.num_hidden_layers + 1,
-            1 + config.norm_bias,
-            config.hidden_size,
-        )
+        self.shape = changes_shape(config)
         self.features = NestedLinear(3, config.conditioner_size, True, role="features")
         size = self.shape[0] * self.shape[1] * self.shape[2]
         self.changes = NestedLinear(config.conditioner_size, size, True, role="change")
@@ -49,16 +50,83 @@ class NormConditioner(nn.Module):
         return changes
 
 
+class NormTable(nn.Module):
+    """What a `NormConditioner` computed for a slice and for its base slice, in its place.
+
+    Shape (2, norms, parts, hidden): the base slice, the whole.
+    """
+
+    def __init__(self, config: DeltaEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.table = nn.Parameter(torch.empty(2, *changes_shape(config)))
+
+    def forward(self, budget: DeltaBudget, device: torch.device) -> Tensor:
+        """Return (2 L + 1, parts, hidden): of the base slice if the budget has no delta."""
+        is_whole = budget.shape(self.config) != budget.base_shape(self.config)
+        return self.table[int(is_whole)].clone()  # a copy, as in `ExitAffine`
+
+
 class ExitAffine(nn.Module):
     """Change of the final norm for each depth at which the model may end: (layers, parts, H)."""
 
     def __init__(self, config: DeltaEncoderConfig) -> None:
         super().__init__()
-        shape = (config.num_hidden_layers, 1 + config.norm_bias, config.hidden_size)
-        self.change = nn.Parameter(torch.empty(shape))
+        parts = changes_shape(config)[1:]
+        self.change = nn.Parameter(torch.empty(config.num_hidden_layers, *parts))
 
     def forward(self, depth: int) -> Tensor:
         """Return (parts, hidden) of the exit after ``depth`` layers."""
         # A copy: without gradients a view of a parameter still claims to need one, which breaks
         # torch's FlopCounterMode.
         return self.change[depth - 1].clone()
+
+
+class PassNorms(NamedTuple):
+    """The changes of all norms in one pass, in the order of `NormConditioner`.
+
+    Attributes:
+        layers: L of the model.
+        changes: (2 L + 1, parts, hidden), or None.
+        chosen: (batch, tokens) tokens that get the delta; None for all.
+        others: the changes for all other tokens, or None.
+    """
+
+    layers: int
+    changes: Tensor | None = None
+    chosen: Tensor | None = None
+    others: Tensor | None = None
+
+    def embedding(self) -> NormPass | None:
+        """Return how the norm of the embeddings runs."""
+        return self._at(0)
+
+    def attention(self, layer: int) -> NormPass | None:
+        """Return how the attention norm of a layer runs; the first layer, 0, has none."""
+        return self._at(layer) if layer else None
+
+    def mlp(self, layer: int) -> NormPass | None:
+        """Return how the MLP norm of a layer runs."""
+        return self._at(self.layers + layer)
+
+    def final(self, own: Tensor | None) -> NormPass | None:
+        """Return how the final norm runs; ``own`` is the change of this exit, for all tokens."""
+        last = self._at(2 * self.layers) or NormPass()
+        if own is None:
+            return last
+        others = None if last.others is None else own + last.others
+        return last._replace(
+            change=own if last.change is None else own + last.change, others=others
+        )
+
+    def _at(self, index: int) -> NormPass | None:
+        if self.changes is None:
+            return None
+        if self.others is None:
+            return NormPass(self.changes[index])
+        return NormPass(self.changes[index], self.chosen, self.others[index])
+
+
+def changes_shape(config: DeltaEncoderConfig) -> tuple[int, int, int]:
+    """Return (norms, parts, hidden) of the changes of all norms; parts are gain and bias."""
+    return 2 * config.num_hidden_layers + 1, 1 + config.norm_bias, config.hidden_size

@@ -195,7 +195,10 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return normalised states and logits of every exit at the positions ``where``."""
         states = tuple(
-            self.model.finish(found.states.flatten(0, 1).index_select(0, where), found.norm_change)
+            self.model.finish(
+                found.states.flatten(0, 1).index_select(0, where),
+                None if found.norm is None else found.norm.at(where),
+            )
             for found in exits
         )
         return states, tuple(self.decoder(self.head(state)) for state in states)

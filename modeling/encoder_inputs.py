@@ -21,6 +21,7 @@ class Inputs(NamedTuple):
         plan: masks of the layers.
         tables: rotary tables of the layers.
         device: where the input is.
+        shape: (batch, tokens).
     """
 
     input_ids: Tensor | None
@@ -29,6 +30,7 @@ class Inputs(NamedTuple):
     plan: Any
     tables: dict[str, Any]
     device: torch.device
+    shape: tuple[int, int]
 
 
 def prepare_inputs(
@@ -71,4 +73,4 @@ def prepare_inputs(
         for name, theta in thetas.items()
         if name in config.layer_types
     }
-    return Inputs(input_ids, embeds, is_real, plan, tables, source.device)
+    return Inputs(input_ids, embeds, is_real, plan, tables, source.device, (rows, tokens))

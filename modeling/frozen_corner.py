@@ -99,6 +99,7 @@ def corner_shapes(model: Any, smaller: DeltaBudget) -> dict[str, tuple[int, ...]
         shapes = {
             name: tuple(map(min, tensor.shape, stored[name].shape))
             for name, tensor in cut.named_parameters()
+            if name in stored  # the table of a slice comes from the conditioner, frozen whole
         }
         shapes.update(_built_corners(model, smaller))
         model._corner_shapes[key] = shapes

@@ -15,14 +15,21 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget
 from ..configuration.delta_settings import check_choice_of_tokens
-from .budget_conditioning import ExitAffine, NormConditioner
+from .budget_conditioning import ExitAffine, NormConditioner, NormTable, PassNorms
 from .delta_blocks import DeltaBlocks
 from .encoder_inputs import Inputs, prepare_inputs
 from .encoder_layer import EncoderLayer, LayerPass
 from .input_checks import require_ids
-from .nested_layers import NestedLayerNorm
+from .nested_layers import NestedLayerNorm, NormPass
 from .sliceable_encoder import DeltaEncoderPreTrainedModel
-from .token_routing import ResidualPreview, Routing, choose_tokens, route_tokens
+from .token_routing import (
+    ResidualPreview,
+    Routing,
+    choose_tokens,
+    fixed_choice,
+    most_chosen,
+    route_tokens,
+)
 
 ROUTABLE = ("eager", "sdpa")
 
@@ -32,14 +39,14 @@ class Exit(NamedTuple):
 
     Attributes:
         states: (batch, tokens, n) before the final norm.
-        norm_change: change of the final norm, or None.
+        norm: how the final norm runs; None as it is stored.
         taps: states after the layers asked for.
         scores: (batch, tokens) of the preview network in a routed pass.
         chosen: (batch, tokens) tokens that got the delta in a routed pass.
     """
 
     states: Tensor
-    norm_change: Tensor | None = None
+    norm: NormPass | None = None
     taps: tuple[Tensor, ...] = ()
     scores: Tensor | None = None
     chosen: Tensor | None = None
@@ -59,7 +66,7 @@ class DeltaEncoderEmbeddings(nn.Module):
         input_ids: Tensor | None,
         embeds: Tensor | None,
         hidden: int,
-        norm_change: Tensor | None = None,
+        norm: NormPass | None = None,
     ) -> Tensor:
         """Return (batch, tokens, hidden)."""
         if embeds is None and input_ids is not None:
@@ -67,7 +74,7 @@ class DeltaEncoderEmbeddings(nn.Module):
             # The whole module is called, because offloading hooks hang on it.
             embeds = self.token(input_ids)
         assert embeds is not None
-        return self.dropout(self.norm(embeds[..., :hidden], norm_change))
+        return self.dropout(self.norm(embeds[..., :hidden], norm))
 
 
 class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
@@ -81,7 +88,10 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         )
         self.final_norm = NestedLayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
         self.deltas = None if config.delta_kind == "dense" else DeltaBlocks(config)
-        self.conditioner = NormConditioner(config) if config.conditioned_norms else None
+        self.conditioner: nn.Module | None = None
+        if config.conditioned_norms or config.norm_table:
+            kind = NormTable if config.norm_table else NormConditioner
+            self.conditioner = kind(config)
         self.exit_affine = ExitAffine(config) if config.exit_affine else None
         self.preview = ResidualPreview(config) if config.token_routing else None
         self.post_init()
@@ -103,6 +113,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         budget: DeltaBudget | str | None = None,
         delta_tokens: Tensor | None = None,
+        delta_first_layer: int = 0,
         drop_paths: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -117,8 +128,10 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             position_ids: (batch, tokens); None counts from 0, anew in each document.
             inputs_embeds: (batch, tokens, hidden) instead of ``input_ids``.
             budget: overrides ``set_budget`` for this call.
-            delta_tokens: (batch, tokens) bool, the tokens that get the delta in the layers from
-                ``routing_layer`` on; None asks the configuration.
+            delta_tokens: (batch, tokens) bool, the tokens that get the delta, in every layer; with
+                none this is the base slice, with all the whole budget. None asks the configuration.
+            delta_first_layer: with ``delta_tokens``: the layers before this one run whole, as
+                those before ``routing_layer`` do where the preview network chooses.
             drop_paths: in training, apply the stochastic depth of the configuration; a pass that
                 teaches others goes without.
             output_hidden_states: also return the states before each layer and the last one.
@@ -138,12 +151,12 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             inputs,
             {chosen.depth: ()},
             kwargs,
-            self._routing(chosen, delta_tokens),
+            self._routing(chosen, delta_tokens, delta_first_layer),
             drops_paths=drop_paths,
             collected=collected,
             weights=weights,
         )
-        last = self.finish(exits[chosen.depth].states, exits[chosen.depth].norm_change)
+        last = self.finish(exits[chosen.depth].states, exits[chosen.depth].norm)
         wants_states = self.config.output_hidden_states
         if output_hidden_states is not None:
             wants_states = output_hidden_states
@@ -153,9 +166,9 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             attentions=tuple(weights) if output_attentions else None,
         )
 
-    def finish(self, states: Tensor, norm_change: Tensor | None) -> Tensor:
+    def finish(self, states: Tensor, norm: NormPass | None) -> Tensor:
         """Apply the final norm of an exit to (..., n)."""
-        normed: Tensor = self.final_norm(states, norm_change)
+        normed: Tensor = self.final_norm(states, norm)
         return normed
 
     def exits(
@@ -218,52 +231,52 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
                     "token_routing=True"
                 )
             for share in (ratio, 0.0):
-                run = self._run(budget, inputs, {budget.depth: ()}, kwargs, Routing(ratio=share))
+                routing = Routing(self.config.routing_layer, ratio=share)
+                run = self._run(budget, inputs, {budget.depth: ()}, kwargs, routing)
                 ordered.append(run[budget.depth])
         return ordered
 
-    def _routing(self, budget: DeltaBudget, delta_tokens: Tensor | None) -> Routing | None:
+    def _routing(
+        self, budget: DeltaBudget, delta_tokens: Tensor | None, first_layer: int
+    ) -> Routing | None:
         """Return how the configuration (or the caller) wants tokens chosen; None for all."""
         config = self.config
         check_choice_of_tokens(config)
         if delta_tokens is not None and not config.token_routing:
             raise ValueError("delta_tokens needs a base slice; set token_routing=True")
+        if not 0 <= first_layer < config.num_hidden_layers:
+            raise ValueError(
+                f"delta_first_layer {first_layer} must be in 0..{config.num_hidden_layers - 1}"
+            )
+        if delta_tokens is not None:
+            has_delta = budget.base_shape(config) != budget.shape(config)
+            return Routing(first_layer, delta_tokens.bool()) if has_delta else None
         if not budget.has_routed_delta(config):
             return None
-        if delta_tokens is not None:
-            return Routing(chosen=delta_tokens.bool())
         if config.delta_token_threshold is not None:
-            return Routing(threshold=config.delta_token_threshold)
+            return Routing(config.routing_layer, threshold=config.delta_token_threshold)
         ratio = config.delta_token_ratio
-        return None if ratio is None or ratio >= 1.0 else Routing(ratio=ratio)
+        if ratio is None or ratio >= 1.0:
+            return None
+        return Routing(config.routing_layer, ratio=ratio)
 
-    def plan_pass(
-        self, budget: DeltaBudget, device: torch.device
-    ) -> tuple[Tensor | None, list[LayerPass], Tensor | None]:
-        """Build what a pass needs: embedding norm change, layers, final norm change."""
-        shape, full = budget.shape(self.config), self.config.num_hidden_layers
+    def plan_layers(self, budget: DeltaBudget) -> list[LayerPass]:
+        """Return what each layer computes at a budget, but for its norms."""
+        shape = budget.shape(self.config)
         tails = [{}] * shape.layers if self.deltas is None else self.deltas(shape)
-        passes = [
+        return [
             LayerPass(shape.heads, channels, tail)
             for channels, tail in zip(shape.intermediate, tails, strict=True)
         ]
-        if self.conditioner is None:
-            return None, passes, None
-        changes = self.conditioner(budget, device)
-        passes = [
-            now._replace(
-                attention_norm=changes[index] if index else None, mlp_norm=changes[full + index]
-            )
-            for index, now in enumerate(passes)
-        ]
-        return changes[0], passes, changes[2 * full]
 
-    def final_change(self, conditioned: Tensor | None, depth: int) -> Tensor | None:
-        """Return the change of the final norm after ``depth`` layers."""
-        if self.exit_affine is None:
-            return conditioned
-        own: Tensor = self.exit_affine(depth)
-        return own if conditioned is None else own + conditioned
+    def plan_norms(self, budget: DeltaBudget, device: torch.device) -> PassNorms:
+        """Return how the norms run at a budget."""
+        changes = None if self.conditioner is None else self.conditioner(budget, device)
+        return PassNorms(self.config.num_hidden_layers, changes)
+
+    def exit_norm(self, norms: PassNorms, depth: int) -> NormPass | None:
+        """Return how the final norm runs after ``depth`` layers."""
+        return norms.final(None if self.exit_affine is None else self.exit_affine(depth))
 
     def _run(
         self,
@@ -293,19 +306,24 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
                 f"token routing needs attention {' or '.join(ROUTABLE)}, not "
                 f"{self.config._attn_implementation}: the chosen queries are gathered"
             )
-        embedding_change, passes, final_change = self.plan_pass(budget, inputs.device)
-        hidden = budget.hidden or self.config.hidden_size
-        states = self.embeddings(inputs.input_ids, inputs.embeds, hidden, embedding_change)
+        passes, norms = self.plan_layers(budget), self.plan_norms(budget, inputs.device)
         scores = chosen = route = None
+        if routing is not None and routing.chosen is not None:
+            chosen = fixed_choice(routing.chosen, inputs.shape, inputs.is_real)
+            if routing.first_layer == 0:
+                norms = self._split(norms, budget, chosen)
+        hidden = budget.hidden or self.config.hidden_size
+        states = self.embeddings(inputs.input_ids, inputs.embeds, hidden, norms.embedding())
         exits: dict[int, Exit] = {}
         kept_states: dict[int, Tensor] = {}
         tapped = {layer for taps in wanted.values() for layer in taps}
         for index, now in enumerate(passes):
-            if routing is not None and index == self.config.routing_layer:
-                scores, chosen, most = choose_tokens(
-                    self.preview, states, inputs.is_real, routing
-                )
+            if routing is not None and index == routing.first_layer:
+                if chosen is None:
+                    scores, chosen = choose_tokens(self.preview, states, inputs.is_real, routing)
+                most = most_chosen(chosen, routing)
                 route = route_tokens(chosen, scores if self.training else None, most)
+                norms = self._split(norms, budget, chosen)
             if collected is not None:
                 collected.append(states)
             kept = self._kept(states, index) if drops_paths and self.training else None
@@ -314,7 +332,12 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
                 states,
                 inputs.plan.masks[layer.attention_type],
                 inputs.tables[layer.attention_type],
-                now._replace(route=route, kept=kept),
+                now._replace(
+                    attention_norm=norms.attention(index),
+                    mlp_norm=norms.mlp(index),
+                    route=route,
+                    kept=kept,
+                ),
                 **inputs.plan.kwargs,
                 **kwargs,
             )
@@ -325,9 +348,15 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
                 kept_states[depth] = states
             if depth in wanted:
                 taps = tuple(kept_states[layer] for layer in wanted[depth])
-                change = self.final_change(final_change, depth)
-                exits[depth] = Exit(states, change, taps, scores, chosen)
+                exits[depth] = Exit(states, self.exit_norm(norms, depth), taps, scores, chosen)
         return exits
+
+    def _split(self, norms: PassNorms, budget: DeltaBudget, chosen: Tensor) -> PassNorms:
+        """Return the norms of a pass in which some tokens compute the base slice of the budget."""
+        if self.conditioner is None:
+            return norms
+        others = self.conditioner(budget.base_budget(self.config), chosen.device)
+        return norms._replace(chosen=chosen, others=others)
 
     def _kept(self, states: Tensor, index: int) -> Tensor | None:
         """Draw which rows skip a layer: (batch, 1, 1), 0 or 1 / (1 - rate)."""

@@ -5,6 +5,7 @@ The weight is sliced *before* the product, so what is cut is not computed.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,26 @@ class NestedLinear(nn.Linear):
         return torch.cat((weight[:, : tail.shape[1]], tail.to(weight.dtype)), dim=0)
 
 
+class NormPass(NamedTuple):
+    """How a norm runs in one pass; see `NestedLayerNorm.folded` for what a change is.
+
+    Attributes:
+        change: of gain and bias; None leaves them as they are.
+        chosen: (batch, tokens) bool: the tokens that get ``change``; None for all.
+        others: what the other tokens get instead.
+    """
+
+    change: Tensor | None = None
+    chosen: Tensor | None = None
+    others: Tensor | None = None
+
+    def at(self, where: Tensor) -> "NormPass":
+        """Return the same for the tokens at these places of (batch x tokens,)."""
+        if self.chosen is None:
+            return self
+        return self._replace(chosen=self.chosen.flatten().index_select(0, where))
+
+
 class NestedLayerNorm(nn.LayerNorm):
     """Layer normalisation over however many leading channels the input has.
 
@@ -85,14 +106,15 @@ class NestedLayerNorm(nn.LayerNorm):
     def __init__(self, size: int, eps: float, bias: bool) -> None:
         super().__init__(size, eps=eps, bias=bias)
 
-    def forward(self, input: Tensor, change: Tensor | None = None) -> Tensor:
-        """Normalise (..., n) with the first n gains.
+    def forward(self, input: Tensor, now: NormPass | None = None) -> Tensor:
+        """Normalise (..., n) with the first n gains, changed as ``now`` says."""
+        now = now or NormPass()
+        normed = self._normalise(input, now.change)
+        if now.chosen is None:
+            return normed
+        return torch.where(now.chosen[..., None], normed, self._normalise(input, now.others))
 
-        Args:
-            input: (..., n).
-            change: (1 or 2, size) relative change of the gain and, where the norm has a bias,
-                what is added to the bias; see `folded`.
-        """
+    def _normalise(self, input: Tensor, change: Tensor | None) -> Tensor:
         size = input.shape[-1]
         gain, bias = self.folded(change)
         return F.layer_norm(
@@ -103,6 +125,9 @@ class NestedLayerNorm(nn.LayerNorm):
         """Return gain and bias of the plain norm that ``change`` amounts to.
 
         ``gain (1 + change[0])`` and ``bias + change[1]``: zero changes nothing.
+
+        Args:
+            change: (1 or 2, size), the second row where the norm has a bias.
         """
         bias: Tensor | None = self.bias
         if change is None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget
-from .budget_conditioning import ExitAffine
+from .budget_conditioning import ExitAffine, NormTable
 from .budgeted_model import BudgetedModel
 from .delta_blocks import DictionaryBlock, LowRankBlock
 from .nested_layers import NestedLinear
@@ -38,6 +38,8 @@ class DeltaEncoderPreTrainedModel(BudgetedModel):
             module.reset(std)
         elif isinstance(module, ExitAffine):
             nn.init.zeros_(module.change)
+        elif isinstance(module, NormTable):
+            nn.init.zeros_(module.table)
         if isinstance(module, NestedLinear) and module.role == "residual":
             std /= (2.0 * self.config.num_hidden_layers) ** 0.5
         elif isinstance(module, NestedLinear) and module.role in ("classifier", "features"):
@@ -55,7 +57,8 @@ class DeltaEncoderPreTrainedModel(BudgetedModel):
     def sliced_weights(self, budget: DeltaBudget) -> dict[str, Tensor]:
         """Return all weights, with built deltas and changes of norms worked into them.
 
-        Token routing stays a setting of the slice, if there is a delta left in it.
+        Token routing stays a setting of the slice, if there is a delta left in it; changes of norms
+        then stay as a table, for tokens with the delta and without.
         """
         return {**self.state_dict(), **self._folded(budget)}
 
@@ -94,11 +97,13 @@ def slice_settings(config: DeltaEncoderConfig, budget: DeltaBudget) -> dict[str,
         "delta_kind": "dense",
         "conditioned_norms": False,
         "exit_affine": False,
+        "norm_table": False,
     }
     if budget.has_routed_delta(config):
         base = budget.base_shape(config)
         settings["base_attention_heads"] = base.heads
         settings["base_intermediate_size"] = _one_or_list(base.intermediate)
+        settings["norm_table"] = config.conditioned_norms or config.norm_table
         return settings
     return {
         **settings,

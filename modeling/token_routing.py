@@ -2,9 +2,8 @@
 
 ``y_t = f_base(x_t) + m_t f_delta(x_t)``. Tokens are chosen once, by a small preview network, from
 the states after the first layers; the delta's products then run on the gathered tokens only. With
-``conditioned_norms`` every token is normalised with the gains of the budget that runs: a token
-without the delta then computes the base slice with those gains, not with the gains of the base
-budget.
+``conditioned_norms`` a token without the delta is normalised as the base budget is, so that with a
+fixed choice of no token the model is its base slice, and with one of all tokens the whole.
 Sources of the idea: Mixture-of-Depths (arXiv 2404.02258), MoNE (arXiv 2407.19985).
 """
 
@@ -47,14 +46,16 @@ class TokenRoute(NamedTuple):
 
 
 class Routing(NamedTuple):
-    """How a pass chooses the tokens of the delta; the first that is given decides.
+    """How a pass chooses the tokens of the delta; the first rule that is given decides.
 
     Attributes:
+        first_layer: the layers before this one run whole.
         chosen: (batch, tokens) bool, fixed from outside.
         threshold: score above which a token is chosen.
         ratio: share of the real tokens of each row.
     """
 
+    first_layer: int
     chosen: Tensor | None = None
     threshold: float | None = None
     ratio: float | None = None
@@ -121,43 +122,48 @@ def route_tokens(chosen: Tensor, scores: Tensor | None, most: int) -> TokenRoute
     return TokenRoute(columns, gate.unsqueeze(-1))
 
 
+def fixed_choice(chosen: Tensor, shape: tuple[int, int], is_real: Tensor | None) -> Tensor:
+    """Return a choice made outside, without padding.
+
+    Raises:
+        ValueError: if it does not have the shape of the tokens.
+    """
+    if tuple(chosen.shape) != shape:
+        raise ValueError(
+            f"delta_tokens have shape {tuple(chosen.shape)}, the input {shape}; they must be equal"
+        )
+    return chosen if is_real is None else chosen & is_real
+
+
 def choose_tokens(
     preview: nn.Module | None, states: Tensor, is_real: Tensor | None, routing: Routing
-) -> tuple[Tensor | None, Tensor, int]:
+) -> tuple[Tensor, Tensor]:
     """Score the tokens and choose those of the delta.
 
     Args:
-        preview: gives the scores; not asked where the choice is fixed.
+        preview: gives the scores.
         states: (batch, tokens, n).
         is_real: (batch, tokens) False at padding; None if every token is real.
         routing: how to choose.
 
     Returns:
-        The scores, or None where the choice is fixed; the (batch, tokens) choice; and how many
-        tokens of a row it has at most.
-
-    Raises:
-        ValueError: if a fixed choice does not have the shape of the tokens.
+        The scores and the choice, (batch, tokens) each.
     """
-    tokens = states.shape[1]
     if is_real is None:
         is_real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-    scores: Tensor | None = None
-    if routing.chosen is not None:
-        if routing.chosen.shape != states.shape[:2]:
-            raise ValueError(
-                f"delta_tokens have shape {tuple(routing.chosen.shape)}, the input "
-                f"{tuple(states.shape[:2])}; they must be equal"
-            )
-        chosen = routing.chosen & is_real
-    else:
-        assert preview is not None
-        scores = preview(states)
-        assert scores is not None
-        if routing.threshold is None:
-            assert routing.ratio is not None
-            chosen = choose_by_share(scores, is_real, routing.ratio)
-            return scores, chosen, share_of(tokens, routing.ratio)
-        chosen = choose_by_threshold(scores, is_real, routing.threshold)
+    assert preview is not None
+    scores: Tensor = preview(states)
+    if routing.threshold is not None:
+        return scores, choose_by_threshold(scores, is_real, routing.threshold)
+    assert routing.ratio is not None
+    return scores, choose_by_share(scores, is_real, routing.ratio)
+
+
+def most_chosen(chosen: Tensor, routing: Routing) -> int:
+    """Return how many tokens of a row are chosen at most."""
+    tokens = chosen.shape[1]
+    if routing.chosen is None and routing.threshold is None:
+        assert routing.ratio is not None
+        return int(share_of(tokens, routing.ratio))
     # Traced code has fixed shapes, so every token keeps a place there.
-    return scores, chosen, tokens if is_traced() else int(chosen.sum(dim=1).max())
+    return tokens if is_traced() else int(chosen.sum(dim=1).max())

@@ -185,7 +185,9 @@ def _summed_loss(
 ) -> float:
     """Return the cross-entropy of the labelled tokens with the delta on the chosen ones."""
     labelled = int((batch["labels"] != IGNORED_LABEL).sum())
-    return float(model(**batch, budget=whole, delta_tokens=chosen).loss) * labelled
+    first = model.config.routing_layer  # a rule is compared where a preview network would choose
+    loss = model(**batch, budget=whole, delta_tokens=chosen, delta_first_layer=first).loss
+    return float(loss) * labelled
 
 
 def score_tokens(
@@ -205,7 +207,12 @@ def score_tokens(
     benefit = base_loss - full_loss
     unlabelled = {name: value for name, value in batch.items() if name != "labels"}
     where = batch["labels"] != IGNORED_LABEL
-    nowhere = model(**unlabelled, budget=whole, delta_tokens=torch.zeros_like(where))
+    nowhere = model(
+        **unlabelled,
+        budget=whole,
+        delta_tokens=torch.zeros_like(where),
+        delta_first_layer=model.config.routing_layer,
+    )
     confidence = nowhere.logits.float().softmax(-1).amax(-1)
     known = torch.full_like(nested.scores, -torch.inf)
     known[where] = benefit

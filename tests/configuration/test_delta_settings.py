@@ -23,6 +23,7 @@ NEW_KEYS = (
     "conditioned_norms",
     "conditioner_size",
     "exit_affine",
+    "norm_table",
     "token_routing",
     "preview_size",
     "routing_layer",
@@ -56,6 +57,8 @@ def make(**settings: Any) -> DeltaEncoderConfig:
         ({**ROUTED, "learned_token_threshold": float("nan")}, "learned_token_threshold nan must"),
         ({"delta_token_ratio": 0.5}, "need token_routing=True"),
         ({"delta_token_threshold": 0.0}, "need token_routing=True"),
+        ({"norm_table": True}, "norm_table True needs token_routing=True and conditioned_norms=Fa"),
+        ({**ROUTED, "norm_table": True, "conditioned_norms": True}, "not True and True"),
         ({**ROUTED, "routing_layer": 4}, r"routing_layer 4 must be in 0..3.* an earlier one"),
         ({**ROUTED, "routing_layer": -1}, r"routing_layer -1 must be in 0..3"),
         ({**ROUTED, "routing_layer": 1.0}, r"routing_layer 1.0 must be in 0..3"),
@@ -159,6 +162,21 @@ def test_what_routing_needs_of_a_budget() -> None:
     assert found == expected
     assert DeltaBudget.parse("0.25:3:2").base_shape(config) == (32, 2, 2, (1, 12))
     assert DeltaBudget.parse("1.0:4:4").base_shape(config).intermediate == (1, 24, 24, 48)
+
+
+def test_the_base_slice_of_a_budget_is_a_budget() -> None:
+    """Whatever its sizes, it has the shape; one of the lattice is told as the lattice tells it."""
+    config = make(**ROUTED, intermediate_size=101, budgets=["0.5:2:4", "0.75:3:4", "1.0:4:4"])
+    assert config.base_intermediate_size == 50
+    assert str(DeltaBudget.parse("0.75:3:4").base_budget(config)) == "0.5:2:4"
+    assert str(DeltaBudget.parse("1.0:4:3:20").base_budget(config)) == "0.49505:2:3:20"
+    assert str(DeltaBudget.parse("0.25:2:4").base_budget(config)) == "0.25:2:4"
+    config = make(**ROUTED, intermediate_size=2624, base_intermediate_size=[1, 577, 1152, 2624])
+    for text in ("1.0:4:4", "0.3:4:3", "0.6:1:2:20", "0.2,1.0,0.5:3:3"):
+        budget = DeltaBudget.parse(text)
+        base = budget.base_budget(config)
+        assert base.shape(config) == budget.base_shape(config), text
+        assert base.base_budget(config) == base
 
 
 def test_a_threshold_takes_the_place_of_a_share() -> None:

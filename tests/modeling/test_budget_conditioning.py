@@ -7,7 +7,7 @@ import torch
 from delta_models import BUILT, fresh_model, lively_model, packed_rows, some_labels
 from nestling.configuration import DeltaBudget
 from nestling.modeling import DeltaEncoderForMaskedLM
-from nestling.modeling.nested_layers import NestedLayerNorm
+from nestling.modeling.nested_layers import NestedLayerNorm, NormPass
 from torch import nn
 
 CONDITIONED: dict[str, Any] = {"conditioned_norms": True, "exit_affine": True}
@@ -76,8 +76,11 @@ def test_a_changed_norm_is_a_plain_norm(bias: bool) -> None:
         (norm.bias + change[1])[:6] if bias else None,
         1e-5,
     )
-    torch.testing.assert_close(norm(x, change), expected)
-    assert torch.equal(norm(x, torch.zeros_like(change)), norm(x))
+    torch.testing.assert_close(norm(x, NormPass(change)), expected)
+    assert torch.equal(norm(x, NormPass(torch.zeros_like(change))), norm(x))
+    chosen = torch.tensor([True, False, False, True])
+    mixed = norm(x, NormPass(change, chosen, torch.zeros_like(change)))
+    assert torch.equal(mixed, torch.where(chosen[:, None], norm(x, NormPass(change)), norm(x)))
 
 
 def test_the_change_depends_on_width_heads_and_hidden_but_not_on_depth() -> None:

@@ -25,7 +25,12 @@ UNEVEN = {"intermediate_size": [48, 40, 30, 48], "base_intermediate_size": [24, 
 
 
 def reference_row(
-    model: Any, budget: DeltaBudget, ids: Tensor, documents: list[int], choice: Any
+    model: Any,
+    budget: DeltaBudget,
+    ids: Tensor,
+    documents: list[int],
+    choice: Any,
+    first_layer: int | None = None,
 ) -> Tensor:
     """States (tokens, n) after the final norm of one row.
 
@@ -34,16 +39,25 @@ def reference_row(
         budget: what runs.
         ids: (tokens,).
         documents: one number per token.
-        choice: from the states (tokens, n) before the first routed layer to gates (tokens,).
+        choice: from the states (tokens, n) before the first routed layer to gates (tokens,); where
+            it is fixed, from ``first_layer`` 0 on, the embeddings follow it as well.
+        first_layer: the layers before this one run whole; None for that of the configuration.
     """
     config, weights = model.config, dict(model.named_parameters())
     cut = cut_of(budget, config)
     base_heads = min(cut.heads, config.base_attention_heads)
     x = weights["embeddings.token.weight"][ids][:, : cut.hidden]
-    x = layer_norm(weights, "embeddings.norm", x, config.norm_eps)
-    gates = torch.ones(len(ids))
+    gates = choice(x) if first_layer == 0 else torch.ones(len(ids))
+    norms = reference_norms(model, budget)
+
+    def normalise(name: str, x: Tensor) -> Tensor:
+        gains = torch.where(gates[:, None] > 0, *norms[name]) if norms else torch.zeros(())
+        plain = layer_norm(weights, name, x, config.norm_eps)
+        return plain * (1 + gains[..., : cut.hidden] if norms else 1)
+
+    x = normalise("embeddings.norm", x)
     for index, channels in enumerate(cut.channels):
-        if index == config.routing_layer:
+        if index == (config.routing_layer if first_layer is None else first_layer):
             gates = choice(x)
         name, local = f"layers.{index}", index % config.global_attn_every_n_layers != 0
 
@@ -56,13 +70,38 @@ def reference_row(
 
         normed = x
         if index > 0:
-            normed = layer_norm(weights, f"{name}.attention_norm", x, config.norm_eps)
+            normed = normalise(f"{name}.attention_norm", x)
         everywhere = attend(base_heads, normed)
         x = x + everywhere + gates[:, None] * (attend(cut.heads, normed) - everywhere)
-        normed = layer_norm(weights, f"{name}.mlp_norm", x, config.norm_eps)
+        normed = normalise(f"{name}.mlp_norm", x)
         everywhere = mlp(min(channels, config.base_intermediate_sizes()[index]), normed)
         x = x + everywhere + gates[:, None] * (mlp(channels, normed) - everywhere)
-    return layer_norm(weights, "final_norm", x, config.norm_eps)
+    return normalise("final_norm", x)
+
+
+def reference_norms(model: Any, budget: DeltaBudget) -> dict[str, tuple[Tensor, Tensor]]:
+    """The change of the gain of each norm, at the budget and at its base slice; often none."""
+    config = model.config
+    if not config.conditioned_norms:
+        return {}
+    layers, whole = config.num_hidden_layers, budget.shape(config)
+    base = DeltaBudget(
+        min(budget.width, config.base_intermediate_size / config.intermediate_size),
+        min(whole.heads, config.base_attention_heads),
+        budget.depth,
+        budget.hidden,
+    )
+    names = [
+        "embeddings.norm",
+        *(f"layers.{index}.attention_norm" for index in range(1, layers)),
+        *(f"layers.{index}.mlp_norm" for index in range(layers)),
+        "final_norm",
+    ]
+    both = [model.conditioner(each, torch.device("cpu"))[:, 0] for each in (budget, base)]
+    if config.exit_affine:
+        own = model.exit_affine.change[budget.depth - 1, 0]
+        both = [torch.cat((changes[:-1], changes[-1:] + own)) for changes in both]
+    return dict(zip(names, zip(*both, strict=True), strict=True))
 
 
 def reference_scores(weights: Weights, x: Tensor, eps: float) -> Tensor:
@@ -106,19 +145,26 @@ def some_tokens() -> Tensor:
 @pytest.mark.parametrize("first", [0, 1, 3])
 @pytest.mark.parametrize("text", ["1.0:4:4", "0.75:3:4:20", "1.0:2:4", "0.5:4:4", "0.3,1.0:3:2"])
 def test_a_fixed_choice_equals_the_reference(text: str, first: int, attention_name: str) -> None:
-    model = lively_model(**ROUTED, **UNEVEN, routing_layer=first).model
+    """From its first layer on, whatever layer the preview network would choose at."""
+    model = lively_model(**ROUTED, **UNEVEN, routing_layer=2).model
     model.set_attn_implementation(attention_name)
     ids, documents = packed_rows()
     chosen, budget = some_tokens(), DeltaBudget.parse(text)
     real = documents > 0
     with torch.no_grad():
-        found = model(ids, documents, budget=budget, delta_tokens=chosen).last_hidden_state
-        without_pads = model(ids, documents, budget=budget, delta_tokens=chosen & real)
+        options = {"budget": budget, "delta_first_layer": first}
+        found = model(ids, documents, delta_tokens=chosen, **options).last_hidden_state
+        without_pads = model(ids, documents, delta_tokens=chosen & real, **options)
         assert torch.equal(found, without_pads.last_hidden_state), "a pad was chosen"
         for row in range(3):
             gates = (chosen[row] & real[row]).float()
             expected = reference_row(
-                model, budget, ids[row], documents[row].tolist(), lambda _, gates=gates: gates
+                model,
+                budget,
+                ids[row],
+                documents[row].tolist(),
+                lambda _, gates=gates: gates,
+                first,
             )
             kept = real[row]
             torch.testing.assert_close(found[row][kept], expected[kept], atol=2e-5, rtol=2e-5)
@@ -163,14 +209,20 @@ def test_a_routed_pass_equals_the_reference_with_its_gradients(
             assert bool(actual.any()) == (is_training and ratio > 0), name
 
 
+@pytest.mark.parametrize("routing_layer", [0, 1, 3])
+@pytest.mark.parametrize("is_conditioned", [False, True])
 @pytest.mark.parametrize("kind", ["dense", *BUILT])
-def test_no_token_is_the_base_slice_and_every_token_is_the_whole_budget(kind: str) -> None:
-    model = lively_model(delta_kind=kind, **ROUTED, routing_layer=0)
+def test_no_token_is_the_base_slice_and_every_token_is_the_whole_budget(
+    kind: str, is_conditioned: bool, routing_layer: int
+) -> None:
+    settings = {"conditioned_norms": is_conditioned, "exit_affine": is_conditioned}
+    model = lively_model(delta_kind=kind, routing_layer=routing_layer, **ROUTED, **settings)
     ids, documents = packed_rows()
     every = torch.ones_like(ids, dtype=torch.bool)
     real = documents > 0
     with torch.no_grad():
-        for text, base in (("1.0:4:4", "0.5:2:4"), ("0.75:3:2:20", "0.5:2:2:20")):
+        pairs = [("1.0:4:4", "0.5:2:4"), ("0.75:3:2:20", "0.5:2:2:20"), ("1.0:1:1", "0.5:1:1")]
+        for text, base in pairs:
             none = model(ids, documents, budget=text, delta_tokens=~every).logits
             assert torch.equal(none, model(ids, documents, budget=base).logits)
             whole = model(ids, documents, budget=text).logits
@@ -179,28 +231,58 @@ def test_no_token_is_the_base_slice_and_every_token_is_the_whole_budget(kind: st
             assert (none - whole)[real].abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("first", [0, 2])
 @pytest.mark.parametrize("has_exit_affine", [False, True])
-def test_gains_of_norms_stay_those_of_the_budget_that_runs(
-    has_exit_affine: bool, monkeypatch: pytest.MonkeyPatch
+def test_each_token_is_normalised_as_the_budget_it_computes(
+    has_exit_affine: bool, first: int
 ) -> None:
-    """Without a delta a token computes the base slice, but not with the gains of the base."""
-    settings = {"conditioned_norms": True, "exit_affine": has_exit_affine, "routing_layer": 0}
-    model = lively_model(**ROUTED, **settings)
+    settings = {"conditioned_norms": True, "exit_affine": has_exit_affine}
+    model = lively_model(**ROUTED, **settings).model
     ids, documents = packed_rows()
-    every = torch.ones_like(ids, dtype=torch.bool)
-    real, full = documents > 0, _full(model)
-    conditioner = model.model.conditioner
-    gains = {text: conditioner(DeltaBudget.parse(text), ids.device) for text in ("1.0:4:4", BASE)}
+    chosen, real = some_tokens(), documents > 0
     with torch.no_grad():
-        none = model(ids, documents, delta_tokens=~every).logits
-        whole = model(ids, documents).logits
-        every_one = model(ids, documents, delta_tokens=every).logits
-        torch.testing.assert_close(every_one[real], whole[real], atol=1e-5, rtol=1e-5)
-        base = model(ids, documents, budget=BASE).logits
-        monkeypatch.setattr(conditioner, "forward", lambda *_: gains[str(full)])
-        assert torch.equal(none, model(ids, documents, budget=BASE).logits)
-    assert (none - base)[real].abs().max() > 1e-2
-    assert (gains["1.0:4:4"] - gains[BASE]).abs().max() > 1e-2
+        for text in ("1.0:4:4", "0.75:3:3:20"):
+            budget = DeltaBudget.parse(text)
+            found = model(
+                ids, documents, budget=budget, delta_tokens=chosen, delta_first_layer=first
+            ).last_hidden_state
+            for row in range(3):
+                gates = (chosen[row] & real[row]).float()
+                expected = reference_row(
+                    model,
+                    budget,
+                    ids[row],
+                    documents[row].tolist(),
+                    lambda _, gates=gates: gates,
+                    first,
+                )
+                kept = real[row]
+                torch.testing.assert_close(found[row][kept], expected[kept], atol=2e-5, rtol=2e-5)
+            whole, base = (pair for pair in reference_norms(model, budget)["layers.1.mlp_norm"])
+            assert (whole - base).abs().max() > 1e-3
+
+
+def test_a_slice_keeps_both_norms_of_each_place_and_is_cut_again() -> None:
+    """The base slice of a routed slice is that of the model, and so is a slice of the slice."""
+    model = lively_model(**ROUTED, conditioned_norms=True, exit_affine=True, norm_bias=True)
+    ids, documents = packed_rows()
+    chosen = some_tokens()
+    sliced = model.slice("1.0:3:3")
+    assert not sliced.config.conditioned_norms and sliced.config.norm_table
+    assert sliced.model.conditioner.table.shape == (2, 7, 2, 32)
+    with torch.no_grad():
+        for options in ({"delta_tokens": chosen}, {"delta_tokens": chosen & False}, {}):
+            expected = model(ids, documents, budget="1.0:3:3", **options).logits
+            assert torch.equal(sliced(ids, documents, **options).logits, expected)
+        base = model(ids, documents, budget="0.5:2:3").logits
+        assert torch.equal(sliced(ids, documents, budget="0.5:2:3").logits, base)
+        assert torch.equal(sliced.slice("0.5:2:3")(ids, documents).logits, base)
+        again = sliced.slice("1.0:3:3")
+        assert again.config.norm_table
+        expected = model(ids, documents, budget="1.0:3:3", delta_tokens=chosen).logits
+        assert torch.equal(again(ids, documents, delta_tokens=chosen).logits, expected)
+    plain = sliced.slice("0.5:2:3")
+    assert plain.model.conditioner is None and not plain.config.norm_table
 
 
 def test_the_choice_of_a_budget_without_a_delta_is_ignored() -> None:
@@ -210,8 +292,11 @@ def test_the_choice_of_a_budget_without_a_delta_is_ignored() -> None:
     asked: list[int] = []
     model.model.preview.register_forward_pre_hook(lambda *_: asked.append(1))
     with torch.no_grad():
-        for text in ("0.5:2:4", "1.0:4:1"):
-            routed = model(ids, documents, budget=text, delta_tokens=some_tokens()).logits
+        # The second has a delta before the layer at which the preview network would choose.
+        for text, first in (("0.5:2:4", 0), ("1.0:4:1", 1)):
+            routed = model(
+                ids, documents, budget=text, delta_tokens=some_tokens(), delta_first_layer=first
+            ).logits
             asked_for = model(ids, documents, budget=text).logits
             model.config.delta_token_ratio = None
             assert torch.equal(routed, model(ids, documents, budget=text).logits)
@@ -302,7 +387,9 @@ def test_a_routed_pass_for_training() -> None:
     plain.config.delta_token_ratio = 0.35
     torch.testing.assert_close(output.budget_logits[2], plain(ids, documents, labels=labels).logits)
     nowhere = torch.zeros_like(ids, dtype=torch.bool)
-    none = plain(ids, documents, labels=labels, delta_tokens=nowhere).logits
+    none = plain(
+        ids, documents, labels=labels, delta_tokens=nowhere, delta_first_layer=1
+    ).logits
     torch.testing.assert_close(output.budget_logits[3], none)
     only = model(ids, documents, labels=labels, budgets=budgets)
     assert (only.scores, only.chosen) == (None, None)
@@ -325,6 +412,8 @@ def test_routing_that_cannot_be_is_refused() -> None:
     ids, documents = packed_rows()
     with pytest.raises(ValueError, match=r"delta_tokens have shape \(3, 11\), the input \(3, 12\)"):
         model(ids, documents, delta_tokens=torch.ones(3, 11, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"delta_first_layer 4 must be in 0\.\.3"):
+        model(ids, documents, delta_tokens=some_tokens(), delta_first_layer=4)
     labels = some_labels(ids, documents)
     for text in ("0.5:2:4", "1.0:4:1"):
         small = DeltaBudget.parse(text)

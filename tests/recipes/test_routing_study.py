@@ -55,7 +55,9 @@ def test_curves_run_from_no_token_to_every_token(run_folder: Path) -> None:
             tokens += count
             for every in losses:
                 chosen = torch.full_like(batch["labels"], every, dtype=torch.bool)
-                output = run.model(**batch, budget=whole, delta_tokens=chosen)
+                output = run.model(
+                    **batch, budget=whole, delta_tokens=chosen, delta_first_layer=1
+                )
                 losses[every] += float(output.loss) * count
     assert found["predicted_tokens"] == tokens
     for rule in RULES:
@@ -117,7 +119,8 @@ def test_scores_are_what_the_rules_say(run_folder: Path) -> None:
     inputs = batch["input_ids"], batch["attention_mask"]
     with torch.no_grad():
         scores, benefit = score_tokens(run.model, batch, whole, torch.Generator().manual_seed(0))
-        logits = run.model(*inputs, delta_tokens=torch.zeros_like(where)).logits
+        nowhere = torch.zeros_like(where)
+        logits = run.model(*inputs, delta_tokens=nowhere, delta_first_layer=1).logits
         full = run.model(*inputs).logits
     labels = batch["labels"][where]
     expected = token_losses(logits[where], labels) - token_losses(full[where], labels)
