@@ -1,6 +1,5 @@
 """Routed passes against a slow reference that computes everything for all tokens, then selects."""
 
-import math
 from typing import Any
 
 import pytest
@@ -9,165 +8,10 @@ from delta_models import BUILT, fresh_model, lively_model, packed_rows, some_lab
 from nestling.configuration import DeltaBudget
 from nestling.modeling import DeltaEncoderForMaskedLM
 from nestling.modeling.token_routing import choose_by_threshold
-from reference_delta_encoder import (
-    Weights,
-    attention,
-    cut_of,
-    gated_mlp,
-    gelu,
-    layer_norm,
-)
-from torch import Tensor
+from reference_token_routing import reference_gates, reference_row, some_tokens
 
 ROUTED: dict[str, Any] = {"token_routing": True}
 BASE = "0.5:2:4"
-UNEVEN = {"intermediate_size": [48, 40, 30, 48], "base_intermediate_size": [24, 40, 10, 1]}
-
-
-def reference_row(
-    model: Any,
-    budget: DeltaBudget,
-    ids: Tensor,
-    documents: list[int],
-    choice: Any,
-    first_layer: int | None = None,
-) -> Tensor:
-    """States (tokens, n) after the final norm of one row.
-
-    Args:
-        model: a dense trunk.
-        budget: what runs.
-        ids: (tokens,).
-        documents: one number per token.
-        choice: from the states (tokens, n) before the first routed layer to gates (tokens,); where
-            it is fixed, from ``first_layer`` 0 on, the embeddings follow it as well.
-        first_layer: the layers before this one run whole; None for that of the configuration.
-    """
-    config, weights = model.config, dict(model.named_parameters())
-    cut = cut_of(budget, config)
-    base_heads = min(cut.heads, config.base_attention_heads)
-    x = weights["embeddings.token.weight"][ids][:, : cut.hidden]
-    gates = choice(x) if first_layer == 0 else torch.ones(len(ids))
-    norms = reference_norms(model, budget)
-
-    def normalise(name: str, x: Tensor) -> Tensor:
-        gains = torch.where(gates[:, None] > 0, *norms[name]) if norms else torch.zeros(())
-        plain = layer_norm(weights, name, x, config.norm_eps)
-        return plain * (1 + gains[..., : cut.hidden] if norms else 1)
-
-    x = normalise("embeddings.norm", x)
-    for index, channels in enumerate(cut.channels):
-        if index == (config.routing_layer if first_layer is None else first_layer):
-            gates = choice(x)
-        name, local = f"layers.{index}", index % config.global_attn_every_n_layers != 0
-
-        def attend(heads: int, x: Tensor, name: str = name, local: bool = local) -> Tensor:
-            few = cut._replace(heads=heads)
-            return attention(weights, f"{name}.attention", x, few, documents, config, local)
-
-        def mlp(channels: int, x: Tensor, name: str = name) -> Tensor:
-            return gated_mlp(weights, f"{name}.mlp", x, channels, cut.hidden)
-
-        normed = x
-        if index > 0:
-            normed = normalise(f"{name}.attention_norm", x)
-        everywhere = attend(base_heads, normed)
-        x = x + everywhere + gates[:, None] * (attend(cut.heads, normed) - everywhere)
-        normed = normalise(f"{name}.mlp_norm", x)
-        everywhere = mlp(min(channels, config.base_intermediate_sizes()[index]), normed)
-        x = x + everywhere + gates[:, None] * (mlp(channels, normed) - everywhere)
-    return normalise("final_norm", x)
-
-
-def reference_norms(model: Any, budget: DeltaBudget) -> dict[str, tuple[Tensor, Tensor]]:
-    """The change of the gain of each norm, at the budget and at its base slice; often none."""
-    config = model.config
-    if not config.conditioned_norms:
-        return {}
-    layers, whole = config.num_hidden_layers, budget.shape(config)
-    base = DeltaBudget(
-        min(budget.width, config.base_intermediate_size / config.intermediate_size),
-        min(whole.heads, config.base_attention_heads),
-        budget.depth,
-        budget.hidden,
-    )
-    names = [
-        "embeddings.norm",
-        *(f"layers.{index}.attention_norm" for index in range(1, layers)),
-        *(f"layers.{index}.mlp_norm" for index in range(layers)),
-        "final_norm",
-    ]
-    both = [model.conditioner(each, torch.device("cpu"))[:, 0] for each in (budget, base)]
-    if config.exit_affine:
-        own = model.exit_affine.change[budget.depth - 1, 0]
-        both = [torch.cat((changes[:-1], changes[-1:] + own)) for changes in both]
-    return dict(zip(names, zip(*both, strict=True), strict=True))
-
-
-def reference_scores(weights: Weights, x: Tensor, eps: float) -> Tensor:
-    """The preview network, one token after the other, without a gradient to the states."""
-    scores = []
-    for state in x.detach():
-        centred = (state - state.mean()) / torch.sqrt(state.var(unbiased=False) + eps)
-        inner = weights["preview.inner.weight"][:, : len(state)] @ centred
-        inner = gelu(inner + weights["preview.inner.bias"])
-        scores.append(weights["preview.score.weight"][0] @ inner + weights["preview.score.bias"][0])
-    return torch.stack(scores)
-
-
-def reference_gates(model: Any, documents: list[int], ratio: float, is_training: bool) -> Any:
-    """Gates of the ``ceil(ratio n)`` best of the n real tokens of a row."""
-    weights = dict(model.named_parameters())
-
-    def choice(x: Tensor) -> Tensor:
-        scores = reference_scores(weights, x, model.config.norm_eps)
-        real = [token for token, document in enumerate(documents) if document > 0]
-        best = sorted(real, key=lambda token: -scores[token].item())
-        gates = [torch.zeros(()) for _ in documents]
-        for token in best[: math.ceil(round(ratio * len(real), 6))]:
-            soft = torch.sigmoid(scores[token]) if is_training else torch.zeros(())
-            gates[token] = 1.0 + soft - soft.detach()
-        return torch.stack(gates)
-
-    return choice
-
-
-def some_tokens() -> Tensor:
-    """A choice (3, 12): scattered tokens, pads among them; none; all."""
-    chosen = torch.zeros(3, 12, dtype=torch.bool)
-    chosen[0, [0, 3, 4, 10]] = True
-    chosen[2] = True
-    chosen[2, [1, 6]] = False
-    return chosen
-
-
-@pytest.mark.parametrize("attention_name", ["eager", "sdpa"])
-@pytest.mark.parametrize("first", [0, 1, 3])
-@pytest.mark.parametrize("text", ["1.0:4:4", "0.75:3:4:20", "1.0:2:4", "0.5:4:4", "0.3,1.0:3:2"])
-def test_a_fixed_choice_equals_the_reference(text: str, first: int, attention_name: str) -> None:
-    """From its first layer on, whatever layer the preview network would choose at."""
-    model = lively_model(**ROUTED, **UNEVEN, routing_layer=2).model
-    model.set_attn_implementation(attention_name)
-    ids, documents = packed_rows()
-    chosen, budget = some_tokens(), DeltaBudget.parse(text)
-    real = documents > 0
-    with torch.no_grad():
-        options = {"budget": budget, "delta_first_layer": first}
-        found = model(ids, documents, delta_tokens=chosen, **options).last_hidden_state
-        without_pads = model(ids, documents, delta_tokens=chosen & real, **options)
-        assert torch.equal(found, without_pads.last_hidden_state), "a pad was chosen"
-        for row in range(3):
-            gates = (chosen[row] & real[row]).float()
-            expected = reference_row(
-                model,
-                budget,
-                ids[row],
-                documents[row].tolist(),
-                lambda _, gates=gates: gates,
-                first,
-            )
-            kept = real[row]
-            torch.testing.assert_close(found[row][kept], expected[kept], atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.35, 0.8])
@@ -207,82 +51,6 @@ def test_a_routed_pass_equals_the_reference_with_its_gradients(
         )
         if name.startswith("preview."):
             assert bool(actual.any()) == (is_training and ratio > 0), name
-
-
-@pytest.mark.parametrize("routing_layer", [0, 1, 3])
-@pytest.mark.parametrize("is_conditioned", [False, True])
-@pytest.mark.parametrize("kind", ["dense", *BUILT])
-def test_no_token_is_the_base_slice_and_every_token_is_the_whole_budget(
-    kind: str, is_conditioned: bool, routing_layer: int
-) -> None:
-    settings = {"conditioned_norms": is_conditioned, "exit_affine": is_conditioned}
-    model = lively_model(delta_kind=kind, routing_layer=routing_layer, **ROUTED, **settings)
-    ids, documents = packed_rows()
-    every = torch.ones_like(ids, dtype=torch.bool)
-    real = documents > 0
-    with torch.no_grad():
-        pairs = [("1.0:4:4", "0.5:2:4"), ("0.75:3:2:20", "0.5:2:2:20"), ("1.0:1:1", "0.5:1:1")]
-        for text, base in pairs:
-            none = model(ids, documents, budget=text, delta_tokens=~every).logits
-            assert torch.equal(none, model(ids, documents, budget=base).logits)
-            whole = model(ids, documents, budget=text).logits
-            every_one = model(ids, documents, budget=text, delta_tokens=every).logits
-            torch.testing.assert_close(every_one[real], whole[real], atol=1e-5, rtol=1e-5)
-            assert (none - whole)[real].abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("first", [0, 2])
-@pytest.mark.parametrize("has_exit_affine", [False, True])
-def test_each_token_is_normalised_as_the_budget_it_computes(
-    has_exit_affine: bool, first: int
-) -> None:
-    settings = {"conditioned_norms": True, "exit_affine": has_exit_affine}
-    model = lively_model(**ROUTED, **settings).model
-    ids, documents = packed_rows()
-    chosen, real = some_tokens(), documents > 0
-    with torch.no_grad():
-        for text in ("1.0:4:4", "0.75:3:3:20"):
-            budget = DeltaBudget.parse(text)
-            found = model(
-                ids, documents, budget=budget, delta_tokens=chosen, delta_first_layer=first
-            ).last_hidden_state
-            for row in range(3):
-                gates = (chosen[row] & real[row]).float()
-                expected = reference_row(
-                    model,
-                    budget,
-                    ids[row],
-                    documents[row].tolist(),
-                    lambda _, gates=gates: gates,
-                    first,
-                )
-                kept = real[row]
-                torch.testing.assert_close(found[row][kept], expected[kept], atol=2e-5, rtol=2e-5)
-            whole, base = (pair for pair in reference_norms(model, budget)["layers.1.mlp_norm"])
-            assert (whole - base).abs().max() > 1e-3
-
-
-def test_a_slice_keeps_both_norms_of_each_place_and_is_cut_again() -> None:
-    """The base slice of a routed slice is that of the model, and so is a slice of the slice."""
-    model = lively_model(**ROUTED, conditioned_norms=True, exit_affine=True, norm_bias=True)
-    ids, documents = packed_rows()
-    chosen = some_tokens()
-    sliced = model.slice("1.0:3:3")
-    assert not sliced.config.conditioned_norms and sliced.config.norm_table
-    assert sliced.model.conditioner.table.shape == (2, 7, 2, 32)
-    with torch.no_grad():
-        for options in ({"delta_tokens": chosen}, {"delta_tokens": chosen & False}, {}):
-            expected = model(ids, documents, budget="1.0:3:3", **options).logits
-            assert torch.equal(sliced(ids, documents, **options).logits, expected)
-        base = model(ids, documents, budget="0.5:2:3").logits
-        assert torch.equal(sliced(ids, documents, budget="0.5:2:3").logits, base)
-        assert torch.equal(sliced.slice("0.5:2:3")(ids, documents).logits, base)
-        again = sliced.slice("1.0:3:3")
-        assert again.config.norm_table
-        expected = model(ids, documents, budget="1.0:3:3", delta_tokens=chosen).logits
-        assert torch.equal(again(ids, documents, delta_tokens=chosen).logits, expected)
-    plain = sliced.slice("0.5:2:3")
-    assert plain.model.conditioner is None and not plain.config.norm_table
 
 
 def test_the_choice_of_a_budget_without_a_delta_is_ignored() -> None:
@@ -387,9 +155,7 @@ def test_a_routed_pass_for_training() -> None:
     plain.config.delta_token_ratio = 0.35
     torch.testing.assert_close(output.budget_logits[2], plain(ids, documents, labels=labels).logits)
     nowhere = torch.zeros_like(ids, dtype=torch.bool)
-    none = plain(
-        ids, documents, labels=labels, delta_tokens=nowhere, delta_first_layer=1
-    ).logits
+    none = plain(ids, documents, labels=labels, delta_tokens=nowhere, delta_first_layer=1).logits
     torch.testing.assert_close(output.budget_logits[3], none)
     only = model(ids, documents, labels=labels, budgets=budgets)
     assert (only.scores, only.chosen) == (None, None)
