@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...configuration.delta_budget import DeltaBudget
+from ...configuration.delta_settings import choose_tokens_by_share
 from ...modeling.delta_encoder_heads import DeltaEncoderForMaskedLM
 from ...trainers.budget_sampling import SandwichSampler
 from ..delta_encoder.step_flops import forward_flops
@@ -18,7 +19,7 @@ from .bench_report import gate, report, torch_threads
 from .bench_settings import StepSettings
 from .training_steps import passes_step
 
-PLAIN = "plain"
+PLAIN, ROUTING = "plain", "token routing"
 # Part -> configuration.
 PARTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
@@ -26,7 +27,9 @@ PARTS: dict[str, dict[str, Any]] = {
     "low-rank delta": {"delta_kind": "low_rank", "delta_rank": 16},
     "conditioned norms": {"conditioned_norms": True},
     "exit affine": {"exit_affine": True},
-    "token routing": {"token_routing": True},
+    ROUTING: {"token_routing": True},
+    # A slice keeps two gains of each norm, in a table.
+    "token routing, conditioned norms": {"token_routing": True, "conditioned_norms": True},
 }
 UPGRADE, ROUTED = "upgrade pass", "routed passes"
 TOKEN_RATIO = 0.35
@@ -58,9 +61,10 @@ DEFAULT = DeltaPartsSettings()
 
 
 def run(output: Path | None = None, settings: DeltaPartsSettings = DEFAULT) -> dict[str, Any]:
-    """Time one elastic step and one slice of models that differ in one part, in turn.
+    """Time one elastic step and the slices of models that differ in one part, in turn.
 
-    Written are ratios to the plain nested model, over one draw of budgets. Parts that add a pass
+    Written are ratios to the plain nested model, over one draw of budgets; where the delta runs on
+    a share of the tokens, to a slice that routes and has plain norms. Parts that add a pass
     are timed with it; the FLOPs of the passes predict their ratio. What builds deltas and
     conditions norms is not in the FLOPs.
 
@@ -83,7 +87,7 @@ def run(output: Path | None = None, settings: DeltaPartsSettings = DEFAULT) -> d
     passes: dict[str, tuple[DeltaEncoderForMaskedLM, dict[str, Any]]] = {
         **{name: (model, {}) for name, model in models.items()},
         UPGRADE: (models[PLAIN], {"upgrade": (between, draw[1])}),
-        ROUTED: (models["token routing"], {"routed": (draw[0], TOKEN_RATIO)}),
+        ROUTED: (models[ROUTING], {"routed": (draw[0], TOKEN_RATIO)}),
     }
     steps: dict[str, Callable[[], Any]] = {
         name: partial(passes_step, model, batch, draw, more)
@@ -94,23 +98,31 @@ def run(output: Path | None = None, settings: DeltaPartsSettings = DEFAULT) -> d
         name: _forward(model.slice(whole), batch["input_ids"][: settings.slice_rows])
         for name, model in models.items()
     }
+    routed = {
+        name: _forward(_routed_slice(models[name]), batch["input_ids"][: settings.slice_rows])
+        for name in PARTS
+        if models[name].config.token_routing
+    }
     results: list[dict[str, Any]] = []
     summary: dict[str, Any] = {}
     with torch_threads(settings.threads):
-        for what, actions in (("training step", steps), ("exported slice", slices)):
+        for what, actions, reference in (
+            ("training step", steps, PLAIN),
+            ("exported slice", slices, PLAIN),
+            (f"exported slice at a share of {TOKEN_RATIO}", routed, ROUTING),
+        ):
             timings = time_interleaved(actions, settings.rounds, warmup=2)
             clocks = {name: timing.summary() for name, timing in timings.items()}
             results += [{"what": what, "part": name, **clock} for name, clock in clocks.items()]
-            plain = clocks[PLAIN]["cpu_ms"]["median"]
             for name in clocks:
-                ratio = clocks[name]["cpu_ms"]["median"] / plain
-                if name == PLAIN:
+                if name == reference:
                     continue
-                if what == "exported slice":
+                ratio = clocks[name]["cpu_ms"]["median"] / clocks[reference]["cpu_ms"]["median"]
+                if actions is not steps:
                     row = {"predicted": 1.0, **gate(ratio, LARGEST_DIFFERENCE, at_least=False)}
                 else:
                     row = {"predicted": _predicted(settings, passes[name], draw), "measured": ratio}
-                summary[f"{what}, {name} over plain"] = row
+                summary[f"{what}, {name} over {reference}"] = row
         return report("delta_parts", settings, results, summary, output)
 
 
@@ -126,6 +138,13 @@ def _predicted(
     upgrade = more["upgrade"][0] if "upgrade" in more else None
     with_passes = forward_flops(draw, *sizes, routed=more.get("routed"), upgrade=upgrade)
     return with_passes / forward_flops(draw, *sizes)
+
+
+def _routed_slice(model: DeltaEncoderForMaskedLM) -> DeltaEncoderForMaskedLM:
+    """Return the whole as a slice whose delta runs on a share of the tokens."""
+    sliced: DeltaEncoderForMaskedLM = model.slice(DeltaBudget.full(model.config))
+    choose_tokens_by_share(sliced.config, TOKEN_RATIO)
+    return sliced
 
 
 def _forward(model: DeltaEncoderForMaskedLM, tokens: torch.Tensor) -> Callable[[], Any]:

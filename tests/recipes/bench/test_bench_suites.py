@@ -248,9 +248,13 @@ def test_delta_parts(tmp_path):
     assert {(r["what"], r["part"]) for r in report["results"]} == {
         *(("training step", part) for part in parts | passes),
         *(("exported slice", part) for part in parts),
+        *(("exported slice at a share of 0.35", part) for part in parts if "routing" in part),
     }
     summary = report["summary"]
-    assert len(summary) == 2 * (len(parts) - 1) + 2
+    assert len(summary) == 2 * (len(parts) - 1) + 2 + 1
+    routed = "exported slice at a share of 0.35, "
+    routed += "token routing, conditioned norms over token routing"
+    assert summary[routed]["predicted"] == 1.0
     assert all(row["measured"] > 0 for row in summary.values())
     for name in passes:
         assert summary[f"training step, {name} over plain"]["predicted"] > 1.1
