@@ -165,3 +165,26 @@ def test_a_grown_model_with_a_dictionary(
     assert trainer.model.config.delta_kind == "dictionary"
     assert "0.5:2:2:16" in trainer.model.config.budgets
     live_but_for_the_preview(trainer, phase)
+
+
+@pytest.mark.parametrize("name", PHASED)
+def test_no_token_is_the_base_slice_in_every_recipe_and_all_are_the_whole(
+    name: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    recipe = load_recipe([f"recipe=delta_encoder/{name}", *SIZES, f"output_dir={tmp_path}"])
+    trainer = plus_trainer(recipe, tiny_tokenizer)
+    model = trainer.model.eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # away from the start, where deltas and changes of norms are zero
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.15)
+    batch = batch_of(trainer)
+    whole, ids = DeltaBudget.full(model.config), batch["input_ids"]
+    base, mask = whole.base_budget(model.config), batch["attention_mask"]
+    with torch.no_grad():
+        none = model(ids, mask, delta_tokens=torch.zeros_like(ids)).logits
+        assert torch.equal(none, model(ids, mask, budget=base).logits)
+        every = model(ids, mask, delta_tokens=torch.ones_like(ids)).logits[mask > 0]
+        full = model(ids, mask, budget=whole).logits[mask > 0]
+    torch.testing.assert_close(every, full, atol=1e-5, rtol=1e-5)
+    assert (none[mask > 0] - full).abs().max() > 1e-2
