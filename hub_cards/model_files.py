@@ -1,5 +1,6 @@
 """Weights and ``config.json`` of an exported folder, of our class or of a stock one."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import __version__
+from ..configuration.delta_budget import DeltaBudget
 from ..configuration.stock_shapes import stock_decoder_obstacle
 from ..modeling.families import Family
 from ..modeling.modernbert_weights import (
@@ -105,12 +107,24 @@ def write_native_class(folder: Path, model: Any, dtype: torch.dtype) -> None:
         config = to_stock_decoder_config(model.config, name)
         state = to_stock_decoder_state(unique_tensors(model))
     else:
+        model = _without_routing(model)
         config = to_modernbert_config(model.config)
         config["architectures"] = [name.replace("DeltaEncoder", "ModernBert")]
         state = to_modernbert_state(unique_tensors(model), model.config)
     config["dtype"] = dtype_name(dtype)
     write_json(folder / "config.json", config)
     _write_weights(folder, state, dtype)
+
+
+def _without_routing(model: Any) -> Any:
+    """Return a slice whose delta runs on all tokens, with the plain norms of that."""
+    if not model.config.token_routing:
+        return model
+    whole = deepcopy(model)
+    for name in ("delta_token_ratio", "delta_token_threshold", "learned_token_threshold"):
+        setattr(whole.config, name, None)
+    whole.config.token_routing = False
+    return whole.slice(DeltaBudget.full(whole.config))
 
 
 def _write_weights(folder: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:

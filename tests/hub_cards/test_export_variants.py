@@ -13,6 +13,7 @@ from nestling.hub_cards.export_slices import export, export_elastic
 from nestling.hub_cards.verify_export import VerifyReport, run_worker
 from nestling.modeling.families import FAMILIES, resolve
 from safetensors.torch import load_file
+from transformers import ModernBertForMaskedLM
 
 FAMILY = FAMILIES["delta_encoder"]
 # More than the base slice of a variant, and inside of it; the second is a stock class.
@@ -87,8 +88,13 @@ def test_sizes_are_those_that_are_stored(folders: dict[str, Path]) -> None:
 def test_a_model_that_may_route_but_does_not_is_a_stock_class_where_one_is_asked_for(
     tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """The preview network then is left out; else it stays: the share is a setting of the run."""
+    """The preview network then is left out; else it stays: the share is a setting of the run.
+
+    Norms that know their budget are plain ones where no token can go without the delta.
+    """
     model = variant_model("routed")
+    assert model.config.conditioned_norms
+    ids = torch.arange(8, 40).view(2, 16)
     model.config.delta_token_ratio = None
     elastic = export_elastic(model, tiny_tokenizer, tmp_path / "nested")
     forms = {"native": "modernbert", "auto": "delta_encoder", "remote": "delta_encoder"}
@@ -101,6 +107,10 @@ def test_a_model_that_may_route_but_does_not_is_a_stock_class_where_one_is_asked
         assert read_json(output / "nestling.json")["parameters"] == stored
         has_preview = any("preview" in n for n in load_file(output / "model.safetensors"))
         assert has_preview == (format != "native")
+    stock = ModernBertForMaskedLM.from_pretrained(tmp_path / "native").eval()
+    with torch.no_grad():
+        found, expected = stock(ids).logits, model(ids, budget="1.0:4:4").logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(
