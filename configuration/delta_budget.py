@@ -29,6 +29,15 @@ def share_of(tokens: Any, ratio: float) -> Any:
     return -(-tokens * round(ratio * 1_000_000) // 1_000_000)
 
 
+def exact_width(channels: int, size: int) -> float:
+    """Return the share of ``size`` channels that resolves to ``channels`` again.
+
+    Rounded *up* to the six decimals a budget prints: 1152 of 2624 channels are 0.439025, because
+    0.439024 would be 1151.
+    """
+    return -(-channels * 1_000_000 // size) / 1_000_000
+
+
 class SliceShape(NamedTuple):
     """The sizes a budget resolves to in one configuration."""
 
@@ -217,12 +226,8 @@ class DeltaBudget:
         if base == self.shape(config):
             return self
         listed = (budget for budget in config.budget_list() if budget.shape(config) == base)
-        # Rounded up: a ratio printed too small would lose a channel.
-        ratios = tuple(
-            -(-channels * 1_000_000 // size) / 1_000_000
-            for channels, size in zip(base.intermediate, config.intermediate_sizes(), strict=False)
-        )
-        return next(listed, DeltaBudget(ratios, base.heads, base.layers, self.hidden))
+        widths = tuple(map(exact_width, base.intermediate, config.intermediate_sizes()))
+        return next(listed, DeltaBudget(widths, base.heads, base.layers, self.hidden))
 
     def has_routed_delta(self, config: Any) -> bool:
         """Whether tokens are routed: some delta is left in a layer from ``routing_layer`` on."""

@@ -17,7 +17,7 @@ from ..modeling.modernbert_weights import (
     to_modernbert_config,
     to_modernbert_state,
 )
-from ..modeling.sliceable_encoder import slice_settings
+from ..modeling.sliceable_encoder import WITHOUT_ROUTING, slice_settings
 from ..modeling.stock_decoder_weights import to_stock_decoder_config, to_stock_decoder_state
 from .complete_folder import PRODUCER, write_json, write_tensors
 
@@ -121,9 +121,8 @@ def _without_routing(model: Any) -> Any:
     if not model.config.token_routing:
         return model
     whole = deepcopy(model)
-    for name in ("delta_token_ratio", "delta_token_threshold", "learned_token_threshold"):
-        setattr(whole.config, name, None)
-    whole.config.token_routing = False
+    for name, value in WITHOUT_ROUTING.items():
+        setattr(whole.config, name, value)
     return whole.slice(DeltaBudget.full(whole.config))
 
 

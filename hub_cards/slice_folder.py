@@ -6,6 +6,7 @@ from typing import Any
 from .. import __version__
 from ..configuration.delta_settings import delta_share
 from ..modeling.families import resolve
+from ..modeling.sliceable_encoder import WITHOUT_ROUTING
 from .card import write_card
 from .complete_folder import MARKER, write_json
 from .delta_pack import describe_delta
@@ -98,9 +99,7 @@ def _describe(
     is_encoder = family.model_type == "delta_encoder"
     if format == "native" and is_encoder and config.token_routing:
         # A stock class has no preview network.
-        settings = ("delta_token_ratio", "delta_token_threshold", "learned_token_threshold")
-        off = {**dict.fromkeys(settings), "token_routing": False}
-        config = type(config)(**{**config.to_dict(), **off})
+        config = type(config)(**{**config.to_dict(), **WITHOUT_ROUTING})
     head = _HEADS.get(elastic.auto_class, "classification")
     tokens = flops_tokens(evaluation)
     predicted = predicted_tokens(evaluation) if head.endswith("_lm") else 0

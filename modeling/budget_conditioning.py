@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
 from ..configuration.delta_budget import DeltaBudget
-from .nested_layers import NestedLinear, NormPass
+from .nested_layers import AS_STORED, NestedLinear, NormPass
 
 
 class NormConditioner(nn.Module):
@@ -97,21 +97,21 @@ class PassNorms(NamedTuple):
     chosen: Tensor | None = None
     others: Tensor | None = None
 
-    def embedding(self) -> NormPass | None:
+    def embedding(self) -> NormPass:
         """Return how the norm of the embeddings runs."""
         return self._at(0)
 
-    def attention(self, layer: int) -> NormPass | None:
+    def attention(self, layer: int) -> NormPass:
         """Return how the attention norm of a layer runs; the first layer, 0, has none."""
-        return self._at(layer) if layer else None
+        return self._at(layer) if layer else AS_STORED
 
-    def mlp(self, layer: int) -> NormPass | None:
+    def mlp(self, layer: int) -> NormPass:
         """Return how the MLP norm of a layer runs."""
         return self._at(self.layers + layer)
 
-    def final(self, own: Tensor | None) -> NormPass | None:
+    def final(self, own: Tensor | None) -> NormPass:
         """Return how the final norm runs; ``own`` is the change of this exit, for all tokens."""
-        last = self._at(2 * self.layers) or NormPass()
+        last = self._at(2 * self.layers)
         if own is None:
             return last
         others = None if last.others is None else own + last.others
@@ -119,9 +119,9 @@ class PassNorms(NamedTuple):
             change=own if last.change is None else own + last.change, others=others
         )
 
-    def _at(self, index: int) -> NormPass | None:
+    def _at(self, index: int) -> NormPass:
         if self.changes is None:
-            return None
+            return AS_STORED
         if self.others is None:
             return NormPass(self.changes[index])
         return NormPass(self.changes[index], self.chosen, self.others[index])

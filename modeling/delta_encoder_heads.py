@@ -197,7 +197,7 @@ class DeltaEncoderForMaskedLM(DeltaEncoderPreTrainedModel):
         states = tuple(
             self.model.finish(
                 found.states.flatten(0, 1).index_select(0, where),
-                None if found.norm is None else found.norm.at(where),
+                found.norm.at(where),
             )
             for found in exits
         )

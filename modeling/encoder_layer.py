@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..configuration.configuration_delta_encoder import LOCAL, DeltaEncoderConfig
 from .eager_attention import eager_attention
-from .nested_layers import NestedLayerNorm, NestedLinear, NormPass
+from .nested_layers import AS_STORED, NestedLayerNorm, NestedLinear, NormPass
 from .rotary_embedding import rotate
 from .token_routing import TokenRoute
 
@@ -35,7 +35,7 @@ class LayerPass(NamedTuple):
         heads: heads that run.
         channels: MLP channels that run.
         tails: built parts of the weights by name; see `DeltaBlocks`.
-        attention_norm: how the attention norm runs; None as it is stored.
+        attention_norm: how the attention norm runs.
         mlp_norm: the same of the MLP norm.
         route: tokens on which the delta runs; None means all.
         kept: (batch, 1, 1) factor on what the layer adds, for stochastic depth; None means 1.
@@ -44,8 +44,8 @@ class LayerPass(NamedTuple):
     heads: int
     channels: int
     tails: Mapping[str, Tensor] = NO_TAILS
-    attention_norm: NormPass | None = None
-    mlp_norm: NormPass | None = None
+    attention_norm: NormPass = AS_STORED
+    mlp_norm: NormPass = AS_STORED
     route: TokenRoute | None = None
     kept: Tensor | None = None
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
 from ..configuration.configuration_delta_encoder import DeltaEncoderConfig
-from ..configuration.delta_budget import DeltaBudget
+from ..configuration.delta_budget import DeltaBudget, exact_width
 from .delta_encoder_heads import DeltaEncoderForMaskedLM
 from .importance_ordering import reorder_units
 from .modernbert_weights import from_modernbert_config, load_modernbert
@@ -57,16 +57,11 @@ class GrownEncoder(NamedTuple):
 def small_budget(small: DeltaEncoderConfig, large: DeltaEncoderConfig) -> DeltaBudget:
     """Return the budget that cuts a model of ``large`` to the shape of ``small``.
 
-    The width of layer l is ``k_l / K_l`` rounded *up* to the six decimals a budget prints, so that
-    ``floor(width * K_l)`` is ``k_l`` again: 1152 of 2624 channels are 0.439025, because 0.439024
-    would be 1151.
-
     Raises:
         ValueError: if ``large`` cannot contain ``small``, naming every reason.
     """
     require_containment(small, large)
-    sizes = zip(small.intermediate_sizes(), large.intermediate_sizes(), strict=False)
-    widths = tuple(-(-(k * 10**6) // full) / 10**6 for k, full in sizes)
+    widths = tuple(map(exact_width, small.intermediate_sizes(), large.intermediate_sizes()))
     hidden = None if small.hidden_size == large.hidden_size else small.hidden_size
     return DeltaBudget(widths, small.num_attention_heads, small.num_hidden_layers, hidden)
 

@@ -39,14 +39,14 @@ class Exit(NamedTuple):
 
     Attributes:
         states: (batch, tokens, n) before the final norm.
-        norm: how the final norm runs; None as it is stored.
+        norm: how the final norm runs.
         taps: states after the layers asked for.
         scores: (batch, tokens) of the preview network in a routed pass.
         chosen: (batch, tokens) tokens that got the delta in a routed pass.
     """
 
     states: Tensor
-    norm: NormPass | None = None
+    norm: NormPass
     taps: tuple[Tensor, ...] = ()
     scores: Tensor | None = None
     chosen: Tensor | None = None
@@ -66,7 +66,7 @@ class DeltaEncoderEmbeddings(nn.Module):
         input_ids: Tensor | None,
         embeds: Tensor | None,
         hidden: int,
-        norm: NormPass | None = None,
+        norm: NormPass,
     ) -> Tensor:
         """Return (batch, tokens, hidden)."""
         if embeds is None and input_ids is not None:
@@ -166,7 +166,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
             attentions=tuple(weights) if output_attentions else None,
         )
 
-    def finish(self, states: Tensor, norm: NormPass | None) -> Tensor:
+    def finish(self, states: Tensor, norm: NormPass) -> Tensor:
         """Apply the final norm of an exit to (..., n)."""
         normed: Tensor = self.final_norm(states, norm)
         return normed
@@ -274,7 +274,7 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
         changes = None if self.conditioner is None else self.conditioner(budget, device)
         return PassNorms(self.config.num_hidden_layers, changes)
 
-    def exit_norm(self, norms: PassNorms, depth: int) -> NormPass | None:
+    def exit_norm(self, norms: PassNorms, depth: int) -> NormPass:
         """Return how the final norm runs after ``depth`` layers."""
         return norms.final(None if self.exit_affine is None else self.exit_affine(depth))
 
@@ -323,7 +323,8 @@ class DeltaEncoderModel(DeltaEncoderPreTrainedModel):
                     scores, chosen = choose_tokens(self.preview, states, inputs.is_real, routing)
                 most = most_chosen(chosen, routing)
                 route = route_tokens(chosen, scores if self.training else None, most)
-                norms = self._split(norms, budget, chosen)
+                if norms.chosen is None:
+                    norms = self._split(norms, budget, chosen)
             if collected is not None:
                 collected.append(states)
             kept = self._kept(states, index) if drops_paths and self.training else None

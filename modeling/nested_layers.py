@@ -96,6 +96,9 @@ class NormPass(NamedTuple):
         return self._replace(chosen=self.chosen.flatten().index_select(0, where))
 
 
+AS_STORED = NormPass()
+
+
 class NestedLayerNorm(nn.LayerNorm):
     """Layer normalisation over however many leading channels the input has.
 
@@ -106,9 +109,8 @@ class NestedLayerNorm(nn.LayerNorm):
     def __init__(self, size: int, eps: float, bias: bool) -> None:
         super().__init__(size, eps=eps, bias=bias)
 
-    def forward(self, input: Tensor, now: NormPass | None = None) -> Tensor:
+    def forward(self, input: Tensor, now: NormPass = AS_STORED) -> Tensor:
         """Normalise (..., n) with the first n gains, changed as ``now`` says."""
-        now = now or NormPass()
         normed = self._normalise(input, now.change)
         if now.chosen is None:
             return normed

@@ -13,6 +13,14 @@ from .delta_blocks import DictionaryBlock, LowRankBlock
 from .nested_layers import NestedLinear
 from .weight_folding import folded_weights
 
+# Values of the configuration of a model that runs its delta on all tokens and cannot do otherwise.
+WITHOUT_ROUTING: dict[str, Any] = {
+    "token_routing": False,
+    "delta_token_ratio": None,
+    "delta_token_threshold": None,
+    "learned_token_threshold": None,
+}
+
 
 class DeltaEncoderPreTrainedModel(BudgetedModel):
     """Initialisation, loading flags and what a slice is made of, shared by all heads."""
@@ -107,10 +115,7 @@ def slice_settings(config: DeltaEncoderConfig, budget: DeltaBudget) -> dict[str,
         return settings
     return {
         **settings,
-        "token_routing": False,
-        "delta_token_ratio": None,
-        "delta_token_threshold": None,
-        "learned_token_threshold": None,
+        **WITHOUT_ROUTING,
         "base_attention_heads": None,
         "base_intermediate_size": None,
     }

@@ -49,7 +49,8 @@ class Routing(NamedTuple):
     """How a pass chooses the tokens of the delta; the first rule that is given decides.
 
     Attributes:
-        first_layer: the layers before this one run whole.
+        first_layer: the layers before this one run whole, and so does the norm of the embeddings
+            but for a fixed choice from layer 0 on.
         chosen: (batch, tokens) bool, fixed from outside.
         threshold: score above which a token is chosen.
         ratio: share of the real tokens of each row.

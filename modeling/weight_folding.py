@@ -48,7 +48,7 @@ def _folded_norms(trunk: Any, budget: DeltaBudget) -> dict[str, Tensor]:
     }
     folded: dict[str, Tensor] = {}
     for name, now in passes.items():
-        if now is not None and now.change is not None:
+        if now.change is not None:
             gain, bias = trunk.get_submodule(name).folded(now.change)
             folded[f"{name}.weight"] = gain.detach()
             if bias is not None:

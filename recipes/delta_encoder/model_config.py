@@ -182,6 +182,11 @@ def added_parts(recipe: DeltaEncoderRecipe, config: Any) -> dict[str, Any]:
                 f"model.{key} is {str(wants).lower()}, but {source} has {str(has).lower()}, which "
                 f"stays; set model.{key}={str(has).lower()}{other}"
             )
+    if config.norm_table and recipe.model.conditioned_norms:
+        raise UsageError(
+            f"model.conditioned_norms is true, but {source} is a slice that routes tokens and "
+            "keeps its norms in a table; set model.conditioned_norms=false"
+        )
     parts = [key for name, key in keys.items() if getattr(config, name) not in (False, "dense")]
     if recipe.model.reorder_by_importance and parts:
         raise UsageError(

@@ -29,8 +29,8 @@ def size_of_delta(config: Any) -> PackSize:
 
 def base_budget(config: Any) -> DeltaBudget | None:
     """Return the budget of the lattice that is the base slice in full depth; None without one."""
-    base = DeltaBudget.full(config).base_shape(config)
-    return next((b for b in config.budget_list() if b.shape(config) == base), None)
+    base = DeltaBudget.full(config).base_budget(config)
+    return base if base in config.budget_list() else None
 
 
 def summarise_deltas(

@@ -7,8 +7,21 @@ import torch
 from delta_models import BUILT, lively_model, packed_rows
 from nestling.configuration import DeltaBudget
 from reference_token_routing import UNEVEN, reference_norms, reference_row, some_tokens
+from torch import Tensor
 
 ROUTED: dict[str, Any] = {"token_routing": True}
+
+
+def reference_rows(model: Any, budget: DeltaBudget, first: int) -> Tensor:
+    """States (3, 12, n) of the packed rows with the delta on `some_tokens` from a layer on."""
+    ids, documents = packed_rows()
+    rows = []
+    for row, gates in enumerate((some_tokens() & (documents > 0)).float()):
+        numbers = documents[row].tolist()
+        rows.append(
+            reference_row(model, budget, ids[row], numbers, lambda _, gates=gates: gates, first)
+        )
+    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("attention_name", ["eager", "sdpa"])
@@ -26,18 +39,8 @@ def test_a_fixed_choice_equals_the_reference(text: str, first: int, attention_na
         found = model(ids, documents, delta_tokens=chosen, **options).last_hidden_state
         without_pads = model(ids, documents, delta_tokens=chosen & real, **options)
         assert torch.equal(found, without_pads.last_hidden_state), "a pad was chosen"
-        for row in range(3):
-            gates = (chosen[row] & real[row]).float()
-            expected = reference_row(
-                model,
-                budget,
-                ids[row],
-                documents[row].tolist(),
-                lambda _, gates=gates: gates,
-                first,
-            )
-            kept = real[row]
-            torch.testing.assert_close(found[row][kept], expected[kept], atol=2e-5, rtol=2e-5)
+        expected = reference_rows(model, budget, first)
+    torch.testing.assert_close(found[real], expected[real], atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("routing_layer", [0, 1, 3])
@@ -70,27 +73,28 @@ def test_each_token_is_normalised_as_the_budget_it_computes(
     settings = {"conditioned_norms": True, "exit_affine": has_exit_affine}
     model = lively_model(**ROUTED, **settings).model
     ids, documents = packed_rows()
-    chosen, real = some_tokens(), documents > 0
-    with torch.no_grad():
-        for text in ("1.0:4:4", "0.75:3:3:20"):
-            budget = DeltaBudget.parse(text)
-            found = model(
-                ids, documents, budget=budget, delta_tokens=chosen, delta_first_layer=first
-            ).last_hidden_state
-            for row in range(3):
-                gates = (chosen[row] & real[row]).float()
-                expected = reference_row(
-                    model,
-                    budget,
-                    ids[row],
-                    documents[row].tolist(),
-                    lambda _, gates=gates: gates,
-                    first,
-                )
-                kept = real[row]
-                torch.testing.assert_close(found[row][kept], expected[kept], atol=2e-5, rtol=2e-5)
-            whole, base = (pair for pair in reference_norms(model, budget)["layers.1.mlp_norm"])
-            assert (whole - base).abs().max() > 1e-3
+    real = documents > 0
+    tensors = dict(model.named_parameters())
+    options = {"allow_unused": True, "materialize_grads": True}
+    for text in ("1.0:4:4", "0.75:3:3:20"):
+        budget = DeltaBudget.parse(text)
+        found = model(
+            ids, documents, budget=budget, delta_tokens=some_tokens(), delta_first_layer=first
+        ).last_hidden_state
+        expected = reference_rows(model, budget, first)
+        torch.testing.assert_close(found[real], expected[real], atol=2e-5, rtol=2e-5)
+        weight = torch.randn(found[real].shape, generator=torch.Generator().manual_seed(9))
+        ours, theirs = (
+            torch.autograd.grad((weight * states[real]).sum(), list(tensors.values()), **options)
+            for states in (found, expected)
+        )
+        for name, actual, wanted in zip(tensors, ours, theirs, strict=True):
+            torch.testing.assert_close(
+                actual, wanted, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+            )
+            assert actual.any() or not name.startswith("conditioner."), name
+        whole, base = reference_norms(model, budget)["layers.1.mlp_norm"]
+        assert (whole - base).abs().max() > 1e-3
 
 
 def test_a_slice_keeps_both_norms_of_each_place_and_is_cut_again() -> None:

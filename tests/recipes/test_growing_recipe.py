@@ -326,6 +326,15 @@ def test_units_of_a_checkpoint_with_parts_are_not_sorted(
         check_checkpoints(tiny_plus(tmp_path, *asked))
 
 
+def test_a_slice_that_routes_keeps_its_table_of_norms(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    whole = build_model(tiny_plus(tmp_path, *AXES), prepared(tiny_tokenizer))
+    whole.slice("1.0:4:4").save_pretrained(tmp_path)
+    asked = [*AXES, *KINDS["dense"], "model.exit_affine=false", f"model.init_from={tmp_path}"]
+    with pytest.raises(UsageError, match=r"conditioned_norms is true.*a table; .*=false"):
+        check_checkpoints(tiny_plus(tmp_path, *asked))
+    check_checkpoints(tiny_plus(tmp_path, *asked, "model.conditioned_norms=false"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
