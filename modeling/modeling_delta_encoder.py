@@ -20,7 +20,7 @@ from .delta_blocks import DeltaBlocks
 from .encoder_inputs import Inputs, prepare_inputs
 from .encoder_layer import EncoderLayer, LayerPass
 from .input_checks import require_ids
-from .nested_layers import NestedLayerNorm, NormPass
+from .nested_layers import AS_STORED, NestedLayerNorm, NormPass
 from .sliceable_encoder import DeltaEncoderPreTrainedModel
 from .token_routing import (
     ResidualPreview,
@@ -66,7 +66,7 @@ class DeltaEncoderEmbeddings(nn.Module):
         input_ids: Tensor | None,
         embeds: Tensor | None,
         hidden: int,
-        norm: NormPass,
+        norm: NormPass = AS_STORED,
     ) -> Tensor:
         """Return (batch, tokens, hidden)."""
         if embeds is None and input_ids is not None:
